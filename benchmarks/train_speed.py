@@ -37,7 +37,7 @@ def ours(config, rows, dtype):
     model = adapt(loaded.model, "lora", config)
     data = datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in encode_rows(rows, loaded.tokenizer, 256)])
     with tempfile.TemporaryDirectory() as out:
-        args = _sft_config(config, loaded.device, out, len(rows))
+        args = _sft_config(config, loaded.device, out, len(rows), 0)
         args.eval_strategy = args.save_strategy = "no"
         args.train_sampling_strategy = "sequential" if dtype == "float32" else args.train_sampling_strategy
         clock = Clock()

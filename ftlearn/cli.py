@@ -15,7 +15,7 @@ import typer
 from ftlearn.core import UserError, pick_device, project_root, read_jsonl, unknown, versions, write_jsonl
 
 # %% ../nbs/90_cli.ipynb #006
-app = typer.Typer(help="Learn to fine-tune a language model by doing it, and prove that it worked.", no_args_is_help=True, add_completion=False,
+app = typer.Typer(help="Learn to fine-tune a language model by doing it, and measure whether it worked.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
 
 @app.callback()
@@ -46,6 +46,13 @@ def _quiet():
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+_again = "\ninterrupted; run the same command again to go on"
+
+def _typed():
+    "A line typed at the terminal; empty at its end."
+    try: return input("> ").strip()
+    except EOFError: return ""
+
 # %% ../nbs/90_cli.ipynb #010
 def main(args:list|None=None # arguments without the program's name; None: those of the process
         ) -> None:
@@ -54,14 +61,16 @@ def main(args:list|None=None # arguments without the program's name; None: those
     debug = "--debug" in args
     if debug: args.remove("--debug")
     else: _quiet()
-    try: code = app(args, standalone_mode=False) or 0
+    try:
+        code = app(args, standalone_mode=False) or 0
+        if code == 130: _say(_again)
     except UserError as e:
         if debug: raise
         _say(f"error: {e}")
         code = e.exit_code
     except typer.Abort: code = 130
     except KeyboardInterrupt:
-        _say("\ninterrupted; run the same command again to go on")
+        _say(_again)
         code = 130
     except typer.Exit as e: code = e.exit_code
     except BrokenPipeError: code = 0
@@ -109,7 +118,7 @@ def _prep(data:Annotated[str, typer.Argument(help="A file of rows, or the name o
     "Split rows into train, validation and test, with a manifest."
     from ftlearn.data import sources
     from ftlearn.data.split import prep
-    path = sources.path(data) if data in sources.names() else Path(data)
+    path = Path(data) if Path(data).exists() or Path(data).suffix else sources.path(data)
     splits = prep(path, out, format=format, ratios=split, seed=seed, group=group, stratify=stratify)
     _show(splits.manifest if as_json else splits, as_json)
 
@@ -151,8 +160,11 @@ def _rows_of(run, data, split):
     from ftlearn.data.split import load_splits
     if data and Path(data).is_file(): return load_rows(data)
     splits = load_splits(data or (run.data if run.data.exists() else run.config.data))
+    if not data and {k: v["sha256"] for k, v in splits.manifest["files"].items()} != run.manifest["data"]["files"]:
+        raise UserError("these are not the data that the run was trained on", path=splits.path, fix="restore them, or name a file or directory with --data", exit_code=1)
     names = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     if split not in names: raise unknown("split", split, names)
+    if not names[split]: raise UserError(f"there are no {split} rows", path=splits.path, fix="split with a larger share for it", exit_code=1)
     return names[split]
 
 def _evaluate_run(path, data=None, split="test", metrics=None):
@@ -160,13 +172,16 @@ def _evaluate_run(path, data=None, split="test", metrics=None):
     from ftlearn.evaluate.report import report
     from ftlearn.model.load import load_model
     from ftlearn.train.sft import Run, load_tuned
-    run = Run.open(path)
+    from ftlearn.evaluate.metrics import METRICS
+    run, names = Run.open(path), metrics and [m.strip() for m in metrics.split(",")]
+    for name in names or []:
+        if name not in METRICS: raise unknown("metric", name, METRICS)
     rows = _rows_of(run, data, split)
     _say(f"the base model answers {len(rows)} prompts")
     _predict(run, run.config, load_model(run.config.model, device=pick_device(run.config.device, run.config.dtype)), rows, "base")
     _say(f"the tuned model answers {len(rows)} prompts")
     _predict(run, run.config, load_tuned(run, _say), rows, "tuned")
-    return report(run.path, metrics=metrics and [m.strip() for m in metrics.split(",")])
+    return report(run.path, metrics=names)
 
 # %% ../nbs/90_cli.ipynb #035
 @app.command("evaluate")
@@ -243,7 +258,7 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
     start = _system_of(run) if run else []
     if prompt is not None: return print(_answer(loaded, [*start, {"role": "user", "content": prompt}], run))
     _say("type a line and press Enter; an empty line ends")
-    while (line := input("> ").strip()):
+    while (line := _typed()):
         print(_answer(loaded, [*start, {"role": "user", "content": line}], run))
 
 # %% ../nbs/90_cli.ipynb #052
@@ -251,14 +266,18 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
 def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write.")], to:Annotated[str, typer.Option(help="merged")]="merged", as_json:Json=False):
     "Merge a run for deployment and certify that its answers stayed the same. Exit 1 when they did not."
     from ftlearn.data.formats import prompt_of
+    from ftlearn.core import write_json
     from ftlearn.deploy.merge import certify, merge
     from ftlearn.model.load import fetch
     from ftlearn.train.sft import Run
     if to != "merged": raise unknown("target", to, ["merged"])
     r = Run.open(run)
     base = fetch(r.config.model)
-    merged = merge(r.adapter, base, out)
-    certificate = certify(r.adapter, base, merged, [prompt_of(row) for row in _rows_of(r, None, "test")[:8]])
+    prompts = [prompt_of(row) for row in _rows_of(r, None, "test")[:8]]
+    unfinished = (out / "ftlearn.json").exists() and not (out / "certificate.json").exists()
+    merged = merge(r.path, base, out, replace=unfinished)
+    certificate = certify(r.path, base, merged, prompts)
+    write_json(out / "certificate.json", certificate.to_dict())
     _show(certificate, as_json)
     return 0 if certificate.ok else 1
 
@@ -279,9 +298,10 @@ def _demo_loop(config, run):
     base = load_model(config.model, device=pick_device(config.device, config.dtype))
     _show(base)
     _step(2, f"data {config.data}")
-    if config.data in sources.names(): _show(sources.card(config.data))
+    if not Path(config.data).exists() and config.data in sources.names(): _show(sources.card(config.data))
     splits = open_data(config, run.data)
     _show(splits)
+    if not splits.test: raise UserError("there are no test rows", fix="take more rows, or another --set split=", exit_code=1)
     _step(3, f"the base model answers the {len(splits.test)} test prompts")
     _predict(run, config, base, splits.test, "base")
     _step(4, f"training with {config.method}")
@@ -298,7 +318,7 @@ def _demo_ask(run, tuned, splits, prompt):
     example = prompt_of(splits.test[0])
     if prompt is None and sys.stdin.isatty():
         _say("\nType one input of your own (empty: an example from the test rows).")
-        prompt = input("> ").strip()
+        prompt = _typed()
     asked = prompt or example[-1]["content"]
     print(f"\n{asked}\n" + _answer(tuned, [*(m for m in example if m["role"] == "system"), {"role": "user", "content": asked}], run))
     _say(f"\nanother: .venv/bin/ftlearn chat {run.path} \"...\"")

@@ -65,7 +65,7 @@ def rows(tmp_path):
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--set", "learning_rat=1e-3"], "learning_rate"), (["--set", "r=0"], "r is wrong"), (["--set", "seed=abc"], "whole number"), (["--set", "nonsense"], "key=value"),
+    (["--set", "learning_rat=1e-3"], "learning_rate"), (["--set", "r=0"], "r is wrong"), (["--set", "seed=abc"], "whole number"), (["--set", "nonsense"], "name=value"),
     (["--method", "lorra"], "lora"), (["--model", "smolm2-135m-instruct"], "smollm2-135m-instruct"), (["--model", "./nowhere"], "no such model folder"),
     (["--config", "none.toml"], "none.toml")])
 def test_wrong_settings(cli, tmp_path, rows, args, said):
@@ -112,3 +112,34 @@ def test_too_little_memory(cli, tmp_path, rows, monkeypatch):
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(core.UserError): main(["check", "no.jsonl", "--debug"])
+
+
+def test_a_finished_run_is_not_touched_by_another(cli, tmp_path, rows):
+    "Other data, another seed or other settings in the same folder are refused, and the run's own split stays as it was."
+    settings = ["--data", rows, "--out", tmp_path / "run", "--model", "tiny", "--method", "lora", "--set", "max_steps=2"]
+    assert cli("train", *settings)[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for other in (["--set", "seed=7"], ["--set", "split=60/20/20"], ["--set", "r=4"]):
+        code, err = cli("train", *settings, *other)
+        assert code == 2 and "holds" in err, err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_data_that_changed_since_training(cli, tmp_path, rows):
+    data = tmp_path / "data"
+    assert cli("prep", rows, "--out", data)[0] == 0
+    assert cli("train", "--data", data, "--out", tmp_path / "run", "--model", "tiny", "--method", "lora", "--set", "max_steps=2")[0] == 0
+    assert cli("prep", rows, "--out", data, "--seed", "5")[0] == 0
+    code, err = cli("evaluate", tmp_path / "run")
+    assert code == 1 and "not the data that the run was trained on" in err
+
+
+def test_no_validation_rows(cli, tmp_path, rows):
+    code, err = cli("train", "--data", rows, "--out", tmp_path / "run", "--model", "tiny", "--method", "lora", "--set", "max_steps=2", "--set", "split=80/0/20")
+    assert code == 0 and "no validation rows" in err
+
+
+def test_not_a_run(cli, tmp_path, rows):
+    assert cli("prep", rows, "--out", tmp_path / "data")[0] == 0
+    code, err = cli("train", "--data", rows, "--out", tmp_path / "data", "--model", "tiny", "--method", "lora")
+    assert code == 2 and "KeyError" not in err

@@ -12,7 +12,7 @@ import nbformat
 import config, export, readme
 from notebooks import ROOT, Cell, Project, clean, dumps
 
-DIRECTIVES = ("default_exp", "export", "exporti", "hide", "eval", "slow", "cuda")
+DIRECTIVES = ("default_exp", "export", "exporti", "hide", "eval", "echo", "slow", "cuda")
 MAX_LINES, MAX_OUTPUT = 40, 400_000
 _path = re.compile(r"(?:/home/|/root/|/Users/|/tmp/tmp)[\w.-]+")
 

@@ -1,6 +1,6 @@
 """Render nbs/index.ipynb to README.md (`make readme`), or say whether README.md is what it renders to (`--check`).
 
-Hidden and exported cells are left out, outputs are kept, and links are made relative to the root of the checkout.
+Hidden and exported cells are left out, of cells with `echo: false` only the Markdown they give is kept, outputs are kept, and links are made relative to the root of the checkout.
 """
 import argparse, difflib, posixpath, re, sys
 from pathlib import Path
@@ -36,6 +36,10 @@ def render(root) -> str:
     shown = []
     for c in nb.cells:
         if c.kind == "code" and (c.to_module or {"hide", "default_exp"} & c.directives.keys()): continue
+        if c.directives.get("echo") == "false":
+            texts = ["".join(o["data"]["text/markdown"]) for o in c.raw["outputs"] if "text/markdown" in o.get("data", {})]
+            if texts: shown.append(nbformat.v4.new_markdown_cell(relink("\n\n".join(texts), project.nbs.name), id=c.raw["id"]))
+            continue
         c.raw["source"] = c.body if c.kind == "code" else relink(c.source, project.nbs.name)
         if c.raw["source"].strip(): shown.append(c.raw)
         if any(k.startswith("image/") for o in c.raw.get("outputs", []) for k in o.get("data", {})):

@@ -156,7 +156,7 @@ def _read(self:Store, line, n, last):
 def _mend(self:Store, raw):
     "Cut off a torn last line, and say so; end a whole one with a line feed."
     if self.torn:
-        print(f"{self.path.name}: the last line was not finished (an interrupted run). It is dropped, {len(self):,} answers are kept.")
+        print(f"{self.path.name}: the last line was not finished (an interrupted run). It is dropped, {len(self):,} answers are kept.", file=sys.stderr)
         os.truncate(self.path, raw.rfind(b"\n") + 1)
     elif raw and not raw.endswith(b"\n"):
         with self.path.open("ab") as f: f.write(b"\n")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import UserError, atomic_write, md_table, read_json, read_jsonl, write_json
+from ..core import UserError, atomic_write, md_table, read_json, write_json
 from .match import Scores, parse_json
 from .metrics import read_predictions, score
 from ..stats import Interval, Paired, detectable, mcnemar, paired_bootstrap, verdict
@@ -321,6 +321,14 @@ def _facts(manifest):
     return {k: v for k, v in facts.items() if v}
 
 # %% ../../nbs/36_evaluate.report.ipynb #064
+def _log_rows(path):
+    "The log, each step once: a resumed run wrote some steps again, and a killed one may have left half a line."
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = [json.loads(line) for line in lines[:-1] if line.strip()]
+    once = {(r["step"], "eval_loss" in r): r for r in rows}
+    return sorted(once.values(), key=lambda r: r["step"])
+
+# %% ../../nbs/36_evaluate.report.ipynb #065
 def _extras(run, notes):
     "Settings, manifest and log of a run; what is not there is noted."
     settings, manifest, log = {}, {}, []
@@ -330,11 +338,11 @@ def _extras(run, notes):
     else: notes.append("There is no config.toml, so no settings are shown.")
     if (f := run/"manifest.json").exists(): manifest = read_json(f)
     else: notes.append("There is no manifest.json, so model, data and device are unknown.")
-    if (f := run/"log.jsonl").exists(): log = read_jsonl(f, empty_ok=True)
+    if (f := run/"log.jsonl").exists(): log = _log_rows(f)
     if not log: notes.append("There is no training log, so no loss curve is drawn.")
     return settings, manifest, log
 
-# %% ../../nbs/36_evaluate.report.ipynb #065
+# %% ../../nbs/36_evaluate.report.ipynb #066
 METRICS_SHOWN = ("exact_match", "token_f1", "json_valid", "field_f1", "bleu", "rougeL")
 
 def _fitting(metrics, pairs, notes):
@@ -344,7 +352,7 @@ def _fitting(metrics, pairs, notes):
     notes.append("The expected answers are not JSON objects, so json_valid and field_f1 are left out.")
     return [m for m in METRICS_SHOWN if m not in ("json_valid", "field_f1")]
 
-# %% ../../nbs/36_evaluate.report.ipynb #066
+# %% ../../nbs/36_evaluate.report.ipynb #067
 def report(
     run,                     # a run directory with predictions/base.jsonl and predictions/tuned.jsonl
     metrics=None,            # names; None takes exact_match, token_f1, bleu, rougeL and, for JSON answers, json_valid and field_f1
@@ -372,7 +380,7 @@ def report(
     if write: made.write()
     return made
 
-# %% ../../nbs/36_evaluate.report.ipynb #067
+# %% ../../nbs/36_evaluate.report.ipynb #068
 @patch
 def _repr_markdown_(self:Report):
     c = self.changes.counts
@@ -380,7 +388,7 @@ def _repr_markdown_(self:Report):
     text += f"\n\n{c['fixed']:,} rows fixed, {c['broken']:,} broken, {c['still_wrong']:,} still wrong, {c['both_right']:,} right before and now (by {self.changes.right})."
     return text + "".join(f"\n\n*{n}*" for n in self.notes)
 
-# %% ../../nbs/36_evaluate.report.ipynb #074
+# %% ../../nbs/36_evaluate.report.ipynb #075
 _CSS = """
 :root { --ink:#1c2330; --soft:#5b6472; --line:#dfe3e8; --paper:#fff; --tint:#f5f7f9; --good:#14713d; --bad:#b42318; --open:#8a5a00 }
 @media (prefers-color-scheme: dark) { :root { --ink:#e6e9ee; --soft:#a3adba; --line:#39414d; --paper:#14181e; --tint:#1d232b; --good:#5fd08f; --bad:#ff8a7a; --open:#e8b657 }
@@ -398,7 +406,7 @@ pre { margin:.2rem 0 .7rem; padding:.5rem .7rem; background:var(--tint); border-
   .cards td::before { content:attr(data-label); color:var(--soft); text-align:left; flex:none } .cards td:first-child { font-weight:600; text-align:left } .cards td:first-child::before { content:none } td small { display:inline; margin-left:.4rem } details { padding:0 .5rem } details th,details td { padding:.3rem .25rem; font-size:.85rem } }
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #075
+# %% ../../nbs/36_evaluate.report.ipynb #076
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ name }}: base against tuned</title><style>{{ css }}</style></head><body>
 <h1>{{ name }}: base against tuned</h1>
@@ -427,7 +435,7 @@ a tuned model of the same size is not faster per token, it answers sooner where 
 </body></html>
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #076
+# %% ../../nbs/36_evaluate.report.ipynb #077
 _EXAMPLE = """<details{% if e.open %} open{% endif %}><summary>{{ e.question }} <span class="soft">{{ e.id }}</span></summary>
 {% for m in e.turns %}<div class="soft">{{ m.role }}</div><pre>{{ m.content }}</pre>{% endfor %}
 <div class="soft">expected</div><pre>{{ e.expected }}</pre>
@@ -439,7 +447,7 @@ _EXAMPLE = """<details{% if e.open %} open{% endif %}><summary>{{ e.question }} 
 </details>
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #077
+# %% ../../nbs/36_evaluate.report.ipynb #078
 def _for_page(e, open):
     "An example with its prompt as turns, and the question for the headline."
     turns = e["prompt"] if isinstance(e["prompt"], list) else [dict(role="prompt", content=e["prompt"])] if e["prompt"] else []
@@ -452,7 +460,7 @@ def _score_rows(report):
                  tuned_span=_between(c.tuned_interval.low, c.tuned_interval.high, c.scale), difference=_show(c.difference, c.scale, True), between=_between(c.low, c.high, c.scale, True), p=_p(c.p), verdict=c.verdict) for c in report.comparisons]
     return rows + [dict(t, between=t["95 % interval"]) for t in report.table[len(rows):]]
 
-# %% ../../nbs/36_evaluate.report.ipynb #078
+# %% ../../nbs/36_evaluate.report.ipynb #079
 @patch
 def to_html(self:Report) -> str:
     "The page as text: one self-contained HTML document."
@@ -464,7 +472,7 @@ def to_html(self:Report) -> str:
                        scores=_score_rows(self), changes=self.changes, counts=self.changes.counts, kinds=KINDS_OF_CHANGE, examples={k: [_for_page(e, not i and k != "both_right") for i, e in enumerate(v)] for k, v in self.examples.items()},
                        svg=svg and Markup(svg), facts=self.facts, settings=self.settings, notes=self.notes)
 
-# %% ../../nbs/36_evaluate.report.ipynb #081
+# %% ../../nbs/36_evaluate.report.ipynb #082
 @patch
 def to_dict(self:Report) -> dict:
     "Everything in the report as plain data: what report.json holds."

@@ -7,7 +7,7 @@ __all__ = ['predicting', 'head_at', 'shared_prefix', 'answer_loss', 'check_finit
            'open_data', 'prepare_model', 'train', 'load_tuned']
 
 # %% ../../nbs/42_train.sft.ipynb #002
-import contextlib, platform, shutil, time
+import contextlib, math, platform, shutil, time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ftlearn.core import sha256_file, sha256_json, sha256_text, versions, write_
 from ftlearn.config import Config, resolve
 from ftlearn.data import sources
 from ftlearn.data.encode import collate, encode_rows
-from ftlearn.data.split import Splits, load_splits, prep
+from ftlearn.data.split import Splits, load_splits, parse_ratios, prep
 from ftlearn.model.adapt import adapt, choose_quant, quantize, trainable
 from ftlearn.model.load import Loaded, load_model
 from ftlearn.train.checkpoint import newest, run_lock, save_checkpoint
@@ -133,6 +133,7 @@ def _log_callback(writer, line, before):
         def on_train_begin(self, args, state, control, **kw): self.begin = self.last = time.time()
 
         def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
+            if args.fp16: return  # float16 is trained with a scaled loss; the scaler skips a step that overflows and lowers the scale
             norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
             check_finite("gradient", torch.stack(norms).norm().item(), state.global_step + 1)
 
@@ -155,24 +156,26 @@ def _log_callback(writer, line, before):
 def steps_of(config:Config, # the run's settings
              n_rows:int # training rows
             ) -> int: # optimizer steps
-    "How many optimizer steps the run takes: `max_steps` when given, else epochs times batches, rounded up."
+    "How many optimizer steps the run takes: `max_steps` when given, else epochs times steps an epoch, each rounded up, as transformers counts them."
     if config.max_steps > 0: return config.max_steps
-    batches = -(-n_rows // config.per_device_train_batch_size)
-    return -(-int(batches * config.num_train_epochs + 0.999) // config.gradient_accumulation_steps)
+    batches = math.ceil(n_rows / config.per_device_train_batch_size)
+    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 # %% ../../nbs/42_train.sft.ipynb #037
-def _sft_config(config, device, out, n_rows):
+def _sft_config(config, device, out, n_rows, n_validation):
     from trl import SFTConfig
     total = steps_of(config, n_rows)
     every = config.eval_steps or -(-total // 4)
-    return SFTConfig(output_dir=str(out), seed=config.seed, data_seed=config.seed, use_cpu=device.name == "cpu", bf16=device.dtype == "bfloat16", fp16=device.dtype == "float16",
+    args = SFTConfig(output_dir=str(out), seed=config.seed, data_seed=config.seed, use_cpu=device.name == "cpu", bf16=device.dtype == "bfloat16", fp16=device.dtype == "float16",
         learning_rate=config.learning_rate, num_train_epochs=config.num_train_epochs, max_steps=config.max_steps,
         per_device_train_batch_size=config.per_device_train_batch_size, per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps, warmup_steps=config.warmup_ratio,
+        gradient_accumulation_steps=config.gradient_accumulation_steps, warmup_steps=min(math.ceil(total * config.warmup_ratio), total - 1),
         lr_scheduler_type=config.lr_scheduler_type, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=config.save_steps or every, save_total_limit=config.save_total_limit,
+        eval_strategy="steps" if n_validation else "no", eval_steps=every, save_strategy="steps", save_steps=config.save_steps or every, save_total_limit=config.save_total_limit,
         logging_steps=1, logging_nan_inf_filter=False, train_sampling_strategy="group_by_length", gradient_checkpointing=False,
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, disable_tqdm=True, report_to="none", dataloader_pin_memory=device.name == "cuda")
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs are for `accelerate launch`
+    return args
 
 # %% ../../nbs/42_train.sft.ipynb #039
 def compute_in_base_dtype(model # a PeftModel; others are left as they are
@@ -210,11 +213,11 @@ class Run:
     def _repr_markdown_(self):
         if not self.finished: return f"**Run {self.path.name}**: not finished"
         m, log = self.manifest, self.log
-        loss, val = log.train[-1]["loss"], log.validation[-1]["eval_loss"]
+        loss, val = log.train[-1]["loss"], f"{log.validation[-1]['eval_loss']:.3f}" if log.validation else "not measured"
         facts = [{"": k, "value": v} for k, v in {"method": m["method"], "model": m["model"]["name"], "training rows": m["data"]["rows"]["train"],
             "steps": log.train[-1]["step"], "trained parameters": f"{m['trainable']:,} of {m['parameters']:,}", "device": m["device"]["reason"],
             "seconds of training": m["seconds"]}.items()]
-        return f"**Run {self.path.name}: training loss {loss:.3f}, validation loss {val:.3f}**\n\n" + md_table(facts)
+        return f"**Run {self.path.name}: training loss {loss:.3f}, validation loss {val}**\n\n" + md_table(facts)
 
 # %% ../../nbs/42_train.sft.ipynb #045
 def open_data(config:Config, # `data`, `split` and `seed` are used
@@ -227,6 +230,12 @@ def open_data(config:Config, # `data`, `split` and `seed` are used
         if path.suffix or path.parent != Path("."): raise UserError("no such data", value=str(path), allowed="a data set directory, a file of rows, or one of " + ", ".join(sources.names()),
                                                                      fix="check the path; `ftlearn prep FILE --out DIR` makes a data set directory")
         path = sources.path(config.data)
+    if (Path(out) / "manifest.json").exists():
+        here = load_splits(out)
+        made = here.manifest
+        if (made["source"]["sha256"], made["seed"], made["ratios"]) == (sha256_file(path), config.seed, list(parse_ratios(config.split))): return here
+        if (Path(out).parent / "manifest.json").exists():
+            raise UserError(f"{Path(out).parent} holds a run on other data, another split or another seed", fix="choose another --out, or delete that folder")
     return prep(path, out, ratios=config.split, seed=config.seed)
 
 # %% ../../nbs/42_train.sft.ipynb #049
@@ -305,15 +314,17 @@ def _fit(run, config, loaded, model, train_set, eval_set, identity, progress, sa
     before = max([r["seconds"] for r in run.log.rows if r["step"] <= found.step], default=0) if found else 0
     writer, line = LogWriter(run.path / "log.jsonl"), LiveLine(total) if progress else None
     callback = _log_callback(writer, line, before)
-    trainer = _trainer_class()(model=model, args=_sft_config(config, loaded.device, run.path / "checkpoints", len(train_set)), processing_class=loaded.tokenizer,
-        train_dataset=as_dataset(train_set), eval_dataset=as_dataset(eval_set), callbacks=[callback])
+    trainer = _trainer_class()(model=model, args=_sft_config(config, loaded.device, run.path / "checkpoints", len(train_set), len(eval_set)), processing_class=loaded.tokenizer,
+        train_dataset=as_dataset(train_set), eval_dataset=as_dataset(eval_set) if len(eval_set) else None, callbacks=[callback])
     trainer.remove_callback(PrinterCallback)
     if trainer.args.bf16 or trainer.args.fp16: compute_in_base_dtype(model)
     if config.compile == "on":
         for layer in loaded.model.get_submodule(_layers_name(loaded.model)): layer.compile(dynamic=True)
     callback.trainer, trainer.ft_run, trainer.ft_fingerprint = trainer, run.path, sha256_json(identity)
     trainer.ft_prefix = 0 if config.method == "prompt" or config.compile == "on" else shared_prefix([*train_set, *eval_set])
-    try: trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+    try:
+        if found and found.step >= total: trainer._load_from_checkpoint(str(found.path))  # killed after the last step, before the adapter was written
+        else: trainer.train(resume_from_checkpoint=str(found.path) if found else None)
     finally:
         writer.close()
         if line: line.close()
@@ -330,18 +341,22 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
         say(f"learning_rate: 5e-5 in place of {config.learning_rate:g} from {config.provenance['learning_rate']}, which is meant for adapters; all weights are trained here")
         config = config.but(learning_rate=5e-5)
     run = Run(config.out)
+    if (run.path / "manifest.json").exists() and "identity" not in run.manifest: raise UserError(f"{run.path} holds something other than a run", fix="choose another --out")
     need_writable(run.path.parent if not run.path.exists() else run.path)
     run.path.mkdir(parents=True, exist_ok=True)
     with run_lock(run.path):
         splits = open_data(config, run.data)
         loaded, backend = prepare_model(config, say)
         identity = _identity(config, splits, loaded)
-        if _already(run, identity):
+        if _already(run, identity) and resume:
             say(f"{run.path.name} is already trained with these settings and data; it is used as it is")
             return run
-        if not resume: shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        if not resume:
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+            for name in ("manifest.json", "config.toml", "log.jsonl"): (run.path / name).unlink(missing_ok=True)
+        if not splits.validation: say("there are no validation rows, so the training is not watched for overfitting")
         seed_everything(config.seed)
-        sets = [encode_rows(rows, loaded.tokenizer, config.max_length, config.truncation) for rows in (splits.train, splits.validation)]
+        sets = [encode_rows(rows, loaded.tokenizer, config.max_length, config.truncation) if rows else [] for rows in (splits.train, splits.validation)]
         model = adapt(loaded.model, config.method, config)
         need_disk(run.path, 8 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), "checkpoints and adapter")
         if not (run.path / "manifest.json").exists(): _write_start(run, config, splits, loaded, model, backend, identity)
