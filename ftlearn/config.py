@@ -33,7 +33,7 @@ class _What(_Strict):
     seed: int = _s(42, "fixes every random number of the run", ge=0, lt=2**32)
     device: str = _s("auto", "auto takes a GPU if there is one", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _s("auto", "number format of the weights; auto takes what the device is fast in")
-    compile: Literal["auto", "on", "off"] = _s("auto", "torch.compile: the first steps are slow, the later ones faster")
+    compile: Literal["auto", "on", "off"] = _s("auto", "torch.compile: slow at first, then faster; auto is off for now")
 
 # %% ../nbs/01_config.ipynb #012
 class _Training(_What):
