@@ -133,7 +133,7 @@ def _short(value, n=40):
     text = repr(value)
     return text if len(text) <= n else text[:n - 1] + "…"
 
-# %% ../../nbs/10_data.formats.ipynb #032
+# %% ../../nbs/10_data.formats.ipynb #033
 _HALF = re.compile("[\ud800-\udfff]")
 
 def _text_findings(value, where, line, empty="empty-content"):
@@ -145,7 +145,7 @@ def _text_findings(value, where, line, empty="empty-content"):
     elif _HALF.search(value):
         yield _finding("bad-character", line, f"{where} holds half of a surrogate pair", "write the whole character, or remove it")
 
-# %% ../../nbs/10_data.formats.ipynb #034
+# %% ../../nbs/10_data.formats.ipynb #035
 _OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant", "developer": "system"}
 
 def _role_findings(role, where, line):
@@ -155,7 +155,7 @@ def _role_findings(role, where, line):
     yield _finding("role-unknown", line, f"{where} has role {_short(role)}",
                    f"write {near!r}" if near else f"use one of {', '.join(ROLES)}")
 
-# %% ../../nbs/10_data.formats.ipynb #035
+# %% ../../nbs/10_data.formats.ipynb #036
 def _order_findings(roles, line):
     "At most one fault of the order of `roles`, which are all known."
     start = 1 if roles[:1] == ["system"] else 0
@@ -168,7 +168,7 @@ def _order_findings(roles, line):
     if roles[-1] != "assistant":
         yield _finding("no-answer", line, f"the last message is from {roles[-1]}", "end the row with the assistant's answer")
 
-# %% ../../nbs/10_data.formats.ipynb #039
+# %% ../../nbs/10_data.formats.ipynb #040
 def _message_findings(messages, line):
     "Faults of a list of messages."
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
@@ -187,7 +187,7 @@ def _message_findings(messages, line):
         roles = [m.get("role") for m in messages]
         if all(isinstance(r, str) and r in ROLES for r in roles): yield from _order_findings(roles, line)
 
-# %% ../../nbs/10_data.formats.ipynb #040
+# %% ../../nbs/10_data.formats.ipynb #041
 def _key_findings(row, known, where, line):
     "A warning for each key that is not known."
     for key in row:
@@ -195,7 +195,7 @@ def _key_findings(row, known, where, line):
         near = nearest(key, known)
         yield _finding("unknown-key", line, f"{where}nothing reads {key!r}", f"did you mean {near!r}?" if near else "remove it, or leave it: it is kept")
 
-# %% ../../nbs/10_data.formats.ipynb #042
+# %% ../../nbs/10_data.formats.ipynb #043
 _FOREIGN = {"conversations": 'rename "conversations" to "messages", "from" to "role" (human: user, gpt: assistant), "value" to "content"',
             "question": 'rename "question" to "prompt" and "answer" to "completion"',
             "text": "split the text into a prompt and a completion: with one text there is nothing to tell apart what is asked and what is answered"}
@@ -210,7 +210,7 @@ def _shape_findings(row, line):
     yield _finding("unknown-shape", line, f"the row has the keys {_short(sorted(row), 80)}",
                    foreign or near or "use the keys of one format: " + "; ".join(_shapes()))
 
-# %% ../../nbs/10_data.formats.ipynb #044
+# %% ../../nbs/10_data.formats.ipynb #047
 def _field_findings(row, line):
     "Faults of the optional fields."
     for key, kinds, words in (("id", (str, int), "a string or a whole number"), ("weight", (int, float), "a number of at least 0")):
@@ -221,7 +221,7 @@ def _field_findings(row, line):
     for key in ("group", "label", "source"):
         if isinstance(row.get(key), (dict, list)): yield _finding("field-type", line, f"{key!r} is {_short(row[key])}", "give a string or a number")
 
-# %% ../../nbs/10_data.formats.ipynb #045
+# %% ../../nbs/10_data.formats.ipynb #048
 def _row_findings(row, line, format=None):
     "All faults of one row, a dict."
     kind = detect(row)
@@ -237,7 +237,7 @@ def _row_findings(row, line, format=None):
     yield from _field_findings(row, line)
     yield from _key_findings(row, (*FORMATS[kind], *OPTIONAL, *(("input",) if kind == "instruction" else ())), "", line)
 
-# %% ../../nbs/10_data.formats.ipynb #049
+# %% ../../nbs/10_data.formats.ipynb #052
 def _parse(raw, line, offset):
     "One line of bytes as (row or None, findings)."
     try: text = raw.decode("utf-8").strip()
@@ -250,7 +250,7 @@ def _parse(raw, line, offset):
     if isinstance(row, dict): return row, []
     return None, [_finding("not-an-object", line, f"the line is {_short(row)}", "write one object, in {...}, a line")]
 
-# %% ../../nbs/10_data.formats.ipynb #050
+# %% ../../nbs/10_data.formats.ipynb #053
 def _no_constant(name): raise ValueError(f"{name} is not JSON")
 
 def _what(e): return f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
@@ -262,7 +262,7 @@ def _json_hint(text):
     if text in ("{", "}", "[", "]") or not text.endswith("}"): return "write each row, whole, on a line of its own"
     return "write the file with json.dumps, or correct the line"
 
-# %% ../../nbs/10_data.formats.ipynb #052
+# %% ../../nbs/10_data.formats.ipynb #055
 def _entries(source):
     "(line, row or None, findings) for each line of a file, or each row of a list."
     if not isinstance(source, (str, Path)):
@@ -274,7 +274,7 @@ def _entries(source):
     except OSError as e: raise UserError(f"cannot read the file ({e.strerror})", path=source, fix="check the name and the permissions") from None
     with file: yield from _file_entries(file)
 
-# %% ../../nbs/10_data.formats.ipynb #053
+# %% ../../nbs/10_data.formats.ipynb #056
 def _file_entries(file):
     "(line, row or None, findings) for each line of an open binary file; ends early where further lines would only repeat the fault."
     offset = 0
@@ -290,7 +290,7 @@ def _file_entries(file):
         yield line, row, found + more
         offset += size
 
-# %% ../../nbs/10_data.formats.ipynb #056
+# %% ../../nbs/10_data.formats.ipynb #059
 def _scan(source, format=None):
     "(line, row or None, findings) for every line, then one entry for what concerns the file as a whole."
     ids, shapes, n = {}, {}, 0
@@ -309,7 +309,7 @@ def _scan(source, format=None):
         yield None, None, [_finding("mixed-formats", line, f"the first row in the format {name}; the file began with {next(iter(shapes))}",
                                     "fine for training; convert() gives one format")]
 
-# %% ../../nbs/10_data.formats.ipynb #058
+# %% ../../nbs/10_data.formats.ipynb #061
 @dataclass
 class Report:
     "What a check found. Truth is in `.findings`; `.ok` says whether there is no error."
@@ -325,16 +325,16 @@ class Report:
     @property
     def ok(self): return not self.errors
 
-# %% ../../nbs/10_data.formats.ipynb #059
+# %% ../../nbs/10_data.formats.ipynb #062
 @patch
 def to_dict(self:Report) -> dict:
     "The report as `ftlearn check --json` prints it."
     return {"ok": self.ok, "rows": self.rows, "format": self.format, "findings": [f.to_dict() for f in self.findings]}
 
-# %% ../../nbs/10_data.formats.ipynb #060
+# %% ../../nbs/10_data.formats.ipynb #063
 def _count(n, word): return f"{n:,} {word}" + ("" if n == 1 else "s")
 
-# %% ../../nbs/10_data.formats.ipynb #061
+# %% ../../nbs/10_data.formats.ipynb #064
 @patch
 def _repr_markdown_(self:Report):
     verdict = f"{_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}" if self.findings else "nothing to complain of"
@@ -345,7 +345,7 @@ def _repr_markdown_(self:Report):
     more = "\n\nAnd more: " + ", ".join(f"{n} × {code}" for code, n in rest.most_common()) if rest else ""
     return head + (f"\n\n{table}{more}" if shown else "")
 
-# %% ../../nbs/10_data.formats.ipynb #062
+# %% ../../nbs/10_data.formats.ipynb #065
 def validate(
     source:str|Path|list, # a JSONL file, or a list of rows
     format:str|None=None, # every row must have this format (a key of `FORMATS`); None takes any
@@ -360,7 +360,7 @@ def validate(
     shapes.pop(None, None)
     return Report(n, shapes.most_common(1)[0][0] if shapes else None, findings, name)
 
-# %% ../../nbs/10_data.formats.ipynb #079
+# %% ../../nbs/10_data.formats.ipynb #085
 def load_rows(
     path:str|Path,        # a JSONL file
     format:str|None=None, # every row must have this format; None takes any
@@ -375,7 +375,7 @@ def load_rows(
     more = f" (and {_count(len(errors) - 1, 'further error')}: `ftlearn check` lists them)" if errors[1:] else ""
     raise UserError(errors[0].message + more, path=path, line=errors[0].line, fix=errors[0].fix, exit_code=1)
 
-# %% ../../nbs/10_data.formats.ipynb #084
+# %% ../../nbs/10_data.formats.ipynb #090
 _ALL_KEYS = {k for keys in FORMATS.values() for k in keys} | {"input"}
 
 def _to_instruction(messages, row):
@@ -386,7 +386,7 @@ def _to_instruction(messages, row):
     texts = [m["content"] for m in messages]
     return {"instruction": texts[0], "input": texts[1] if len(texts) == 3 else "", "output": texts[-1]}
 
-# %% ../../nbs/10_data.formats.ipynb #085
+# %% ../../nbs/10_data.formats.ipynb #091
 def convert(
     rows:list, # rows in any of the three formats
     to:str,    # the format wanted, a key of `FORMATS`

