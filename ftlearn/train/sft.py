@@ -352,7 +352,7 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
             say(f"{run.path.name} is already trained with these settings and data; it is used as it is")
             return run
         if not resume:
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+            for folder in (run.path / "checkpoints", run.adapter): shutil.rmtree(folder, ignore_errors=True)
             for name in ("manifest.json", "config.toml", "log.jsonl"): (run.path / name).unlink(missing_ok=True)
         if not splits.validation: say("there are no validation rows, so the training is not watched for overfitting")
         seed_everything(config.seed)
