@@ -19,6 +19,7 @@ $(STAMP): settings.ini pyproject.toml constraints.txt
 	@$(PYTHON) -c "import configparser, sys; c = configparser.ConfigParser(interpolation=None); c.read('settings.ini'); need = c['DEFAULT']['min_python']; have = '.'.join(map(str, sys.version_info[:3])); sys.version_info[:2] >= tuple(map(int, need.split('.'))) or sys.exit('$(PYTHON) is Python ' + have + ', and ftlearn needs ' + need + ' or newer. Next: name a newer one, as in: make install PYTHON=python3.12')"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment. Next: install its venv module (on Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 2; }
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PY) -c "from ftlearn.data.sources import path; path('reviews')"
 	@touch $@
 
 demo: $(STAMP) ## the whole loop on real data, base against tuned (METHOD= MODEL= DATA= OUT= are passed on)

