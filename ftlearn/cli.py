@@ -95,45 +95,92 @@ def _doctor(as_json:Json=False):
     _show(facts if as_json else f"**This machine trains on the {device.name}**\n\n" + md_table([{"": k, "value": str(v)} for k, v in facts.items()]), as_json)
 
 # %% ../nbs/90_cli.ipynb #019
-@app.command("check")
-def _check(data:Annotated[Path, typer.Argument(help="A file of rows, or a data set directory.")], as_json:Json=False):
-    "Validate a file or a data set directory. Exit 1 when there are errors."
-    from ftlearn.data.formats import validate
-    from ftlearn.data.split import load_splits
-    if data.is_dir(): load_splits(data)
-    reports = [validate(f) for f in sorted(data.glob("*.jsonl"))] if data.is_dir() else [validate(data)]
-    names = sorted(f.stem for f in data.glob("*.jsonl")) if data.is_dir() else [None]
-    found = [f.to_dict() | ({"split": n} if n else {}) for n, r in zip(names, reports) for f in r.findings]
-    ok = all(r.ok for r in reports)
-    if as_json: _show({"ok": ok, "rows": sum(r.rows for r in reports), "findings": found, "checklist": []}, True)
-    else:
-        for r in reports: _show(r)
-    return 0 if ok else 1
+def _quality(data, model=None, max_length=None, verified=None):
+    "The quality report of a path or of the name of a set that ships; for a data set directory with its leaks."
+    from ftlearn.data.quality import quality
+    from ftlearn.data.split import leakage, load_splits
+    tokenizer = None
+    if model:
+        from ftlearn.model.load import fetch, load_tokenizer
+        tokenizer = load_tokenizer(fetch(model))
+    found = leakage(load_splits(data)) if (Path(data) / "manifest.json").is_file() else None
+    return quality(data, tokenizer=tokenizer, max_length=max_length, verified=verified, leakage=found)
+
+def _checklist(data):
+    "Print the checklist of a data set directory."
+    from ftlearn.core import md_table
+    report = _quality(data)
+    _show(f"**{report.headline}**\n\n" + md_table([{"": c["status"], "item": c["item"], "evidence": c["evidence"]} for c in report.checklist]))
+    _say(f"all findings: .venv/bin/ftlearn check {data}")
+
+def _rows_path(data):
+    "A path as it is; the name of a set that ships as the path of its rows."
+    from ftlearn.data import sources
+    return sources.path(str(data)) if not Path(data).exists() and str(data) in sources.names() else Path(data)
 
 # %% ../nbs/90_cli.ipynb #020
+_MOST = 200_000  # rows whose content is looked at
+
+@app.command("check")
+def _check(data:Annotated[Path, typer.Argument(help="A file of rows, a data set directory, or the name of a set that ships.")],
+           model:Annotated[Optional[str], typer.Option(help="Count tokens and cost with this model's tokenizer.")]=None, max_length:Optional[int]=None,
+           verified:Annotated[Optional[str], typer.Option(help="Who has looked at the answers; without it the checklist asks.")]=None,
+           html:Annotated[Optional[Path], typer.Option(help="Write the whole report to this file.")]=None,
+           fix:Annotated[Optional[Path], typer.Option(help="Write a repaired copy to this .jsonl file.")]=None, as_json:Json=False):
+    "Validate rows and report their quality. Exit 1 when there are errors."
+    from ftlearn.data.formats import repair, validate
+    from dataclasses import replace
+    from ftlearn.data.private import mask
+    data = _rows_path(data)
+    if fix:
+        done = repair(data, fix)
+        _show({"path": str(fix), "rows": done.rows, "changed": done.changed, "left_out": done.left_out, "changes": dict(done.counts)} if as_json else done, as_json)
+        return 0
+    report = None if (data / "manifest.json").is_file() else validate(data)
+    deep = report is None or report.rows <= _MOST
+    if deep: report = _quality(data, model, max_length, verified)
+    else:
+        report.findings[:] = [replace(f, message=mask(f.message)) for f in report.findings]
+        _say(f"{report.rows:,} rows: only their form was checked; the content is looked at up to {_MOST:,} rows. Next: check a sample")
+    if html and not deep: raise UserError("there is no report to write: only the form was checked", value=str(html), exit_code=1)
+    if html: report.write(html)
+    _show({"checklist": [], **report.to_dict()} if as_json else report, as_json)
+    return 0 if report.ok else 1
+
+# %% ../nbs/90_cli.ipynb #021
 @app.command("prep")
 def _prep(data:Annotated[str, typer.Argument(help="A file of rows, or the name of a set that ships.")],
           out:Annotated[Path, typer.Option(help="Directory to write.")], format:Optional[str]=None, split:str="80/10/10", seed:int=42,
-          group:Optional[str]=None, stratify:Optional[str]=None, as_json:Json=False):
+          group:Optional[str]=None, stratify:Optional[str]=None,
+          near:Annotated[float, typer.Option(help="Prompts at least this alike stay in one split; 0 looks at each row alone.")]=0.8, as_json:Json=False):
     "Split rows into train, validation and test, with a manifest."
     from ftlearn.data import sources
     from ftlearn.data.split import prep
     path = Path(data) if Path(data).exists() or Path(data).suffix else sources.path(data)
-    splits = prep(path, out, format=format, ratios=split, seed=seed, group=group, stratify=stratify)
+    if not Path(data).exists() and group is None and data in sources.names(): group = sources.card(data).group
+    splits = prep(path, out, format=format, ratios=split, seed=seed, group=group, stratify=stratify, near=near or None)
     _show(splits.manifest if as_json else splits, as_json)
 
-# %% ../nbs/90_cli.ipynb #026
+# %% ../nbs/90_cli.ipynb #030
 @app.command("model")
 def _model(name:Annotated[str, typer.Argument(help="smollm2-135m-instruct, tiny, a folder, or a Hub id.")]="smollm2-135m-instruct", as_json:Json=False):
     "Fetch a model, verify it and describe it."
     from ftlearn.model.load import describe
     _show(describe(name), as_json)
 
-# %% ../nbs/90_cli.ipynb #029
+# %% ../nbs/90_cli.ipynb #033
 def _config(config=None, sets=None, **arguments):
-    "Settings of a run from a file, `--set` options and named options, in rising order."
+    "Settings of a run from a file, `--set` options and named options, in rising order. The file of a set that ships is its `run.toml`."
     from ftlearn.config import parse_set, resolve
-    return resolve(parse_set(sets or []) | {k: v for k, v in arguments.items() if v is not None}, file=config)
+    given = parse_set(sets or []) | {k: v for k, v in arguments.items() if v is not None}
+    return resolve(given, file=config or _run_file(given.get("data") or resolve().data))
+
+def _run_file(data):
+    "The settings that come with a data set, or None."
+    from ftlearn.data import sources
+    if Path(data).exists() or data not in sources.names(): return None
+    file = sources.card(data).folder / "run.toml"
+    return file if file.exists() else None
 
 @app.command("train")
 def _train(data:Annotated[str, typer.Option(help="A data set directory, a file of rows, or the name of a set that ships.")], out:Annotated[str, typer.Option(help="The run directory to write.")],
@@ -146,7 +193,7 @@ def _train(data:Annotated[str, typer.Option(help="A data set directory, a file o
     done = train(_config(config, set_, data=data, out=out, model=model, method=method), resume=resume, say=_say)
     _show(done.manifest if as_json else done, as_json)
 
-# %% ../nbs/90_cli.ipynb #034
+# %% ../nbs/90_cli.ipynb #038
 def _predict(run, c, loaded, rows, name):
     "Predictions of one model on `rows` with the settings `c`, through the run's store, written to predictions/NAME.jsonl."
     from ftlearn.evaluate.generate import generate
@@ -183,7 +230,7 @@ def _evaluate_run(path, data=None, split="test", metrics=None):
     _predict(run, run.config, load_tuned(run, _say), rows, "tuned")
     return report(run.path, metrics=names)
 
-# %% ../nbs/90_cli.ipynb #035
+# %% ../nbs/90_cli.ipynb #039
 @app.command("evaluate")
 def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data:Optional[str]=None, split:str="test",
               metrics:Annotated[Optional[str], typer.Option(help="Names, comma-separated; all when left out.")]=None, as_json:Json=False):
@@ -192,7 +239,7 @@ def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data
     _show(result, as_json)
     if not as_json: _say(f"report: {run / 'report.html'}")
 
-# %% ../nbs/90_cli.ipynb #039
+# %% ../nbs/90_cli.ipynb #043
 @app.command("score")
 def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, comma-separated.")]="exact_match,token_f1",
            normalize:Annotated[str, typer.Option(help="none or squad, for exact_match")]="none", level:float=0.95, as_json:Json=False):
@@ -208,14 +255,14 @@ def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, co
     if as_json: return _show({"n": len(rows), "scores": table}, True)
     _show(f"**{len(rows)} predictions**\n\n" + md_table([{"metric": k, **v} for k, v in table.items()]))
 
-# %% ../nbs/90_cli.ipynb #041
+# %% ../nbs/90_cli.ipynb #045
 @app.command("compare")
 def _compare(base:Path, tuned:Path, metric:Annotated[str, typer.Option(help="One metric's name.")]="exact_match", as_json:Json=False):
     "Two predictions files on the same rows: difference, interval, p and verdict."
     from ftlearn.evaluate.report import compare
     _show(compare(base, tuned, metric), as_json)
 
-# %% ../nbs/90_cli.ipynb #043
+# %% ../nbs/90_cli.ipynb #047
 @app.command("power")
 def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to find, 0 to 1.")]=None, n:Annotated[Optional[int], typer.Option(help="The number of test rows you have.")]=None,
            discordance:Annotated[float, typer.Option(help="Share of rows on which the two models differ.")]=0.25, alpha:float=0.05, power:float=0.8, as_json:Json=False):
@@ -228,7 +275,7 @@ def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to
     need = required_n(delta, discordance, alpha=alpha, power=power)
     _show({"delta": delta, "discordance": discordance, "alpha": alpha, "power": power, "n": need} if as_json else f"**{need} rows are needed to show a difference of {delta}**", as_json)
 
-# %% ../nbs/90_cli.ipynb #047
+# %% ../nbs/90_cli.ipynb #051
 def _answer(loaded, messages, run=None):
     "One greedy answer to a conversation."
     from ftlearn.evaluate.generate import generate
@@ -250,7 +297,7 @@ def _system_of(run):
     first = prompt_of(_rows_of(run, None, "train")[0])
     return [m for m in first if m["role"] == "system"]
 
-# %% ../nbs/90_cli.ipynb #048
+# %% ../nbs/90_cli.ipynb #052
 @app.command("chat")
 def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annotated[Optional[str], typer.Argument(help="One question; left out, a conversation line by line.")]=None):
     "One answer, or a conversation, in the terminal."
@@ -261,7 +308,7 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
     while (line := _typed()):
         print(_answer(loaded, [*start, {"role": "user", "content": line}], run))
 
-# %% ../nbs/90_cli.ipynb #052
+# %% ../nbs/90_cli.ipynb #056
 @app.command("package")
 def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write.")], to:Annotated[str, typer.Option(help="merged")]="merged", as_json:Json=False):
     "Merge a run for deployment and certify that its answers stayed the same. Exit 1 when they did not."
@@ -281,7 +328,7 @@ def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write
     _show(certificate, as_json)
     return 0 if certificate.ok else 1
 
-# %% ../nbs/90_cli.ipynb #055
+# %% ../nbs/90_cli.ipynb #059
 def _demo_out(method, model, data):
     "runs/demo for the defaults; the name says what differs from them."
     parts = [str(p).rstrip("/").split("/")[-1].removesuffix(".jsonl") for p in (method, model, data) if p]
@@ -301,6 +348,7 @@ def _demo_loop(config, run):
     if not Path(config.data).exists() and config.data in sources.names(): _show(sources.card(config.data))
     splits = open_data(config, run.data)
     _show(splits)
+    _checklist(splits.path)
     if not splits.test: raise UserError("there are no test rows", fix="take more rows, or another --set split=", exit_code=1)
     _step(3, f"the base model answers the {len(splits.test)} test prompts")
     _predict(run, config, base, splits.test, "base")
@@ -311,7 +359,7 @@ def _demo_loop(config, run):
     _predict(run, config, tuned, splits.test, "tuned")
     return tuned, splits
 
-# %% ../nbs/90_cli.ipynb #056
+# %% ../nbs/90_cli.ipynb #060
 def _demo_ask(run, tuned, splits, prompt):
     "One answer: to `prompt`, to what is typed in a terminal, or else to the first test row."
     from ftlearn.data.formats import prompt_of

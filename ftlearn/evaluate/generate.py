@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..core import UserError, md_table, sha256_json, sha256_text
 from ..data.encode import encode_prompt
 from ..data.formats import answer_of, prompt_of, row_id, to_messages
+from ..model.fast import roomy_cache, speed_up
 from ..model.load import Loaded, stop_token
 
 # %% ../../nbs/33_evaluate.generate.ipynb #009
@@ -75,10 +76,9 @@ def greedy(
     drop:float=0.25,          # share of finished rows at which the batch is made smaller; 2 never does it
 ) -> list[Answer]:
     "The greedy continuation of each prompt, in order. The same tokens as `model.generate(do_sample=False)` in float32."
-    from transformers import DynamicCache
     start, stops = time.perf_counter(), set(stops)
     ids, mask, positions = left_pad(prompts, pad_id, model.device)
-    answers, live, cache = [Answer() for _ in prompts], list(range(len(prompts))), DynamicCache(config=model.config)
+    answers, live, cache = [Answer() for _ in prompts], list(range(len(prompts))), roomy_cache(model.config)
     model, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
     while True:
         out = model(**(first or {"input_ids": ids}), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -253,7 +253,7 @@ def generate(
     """Greedy answers as prediction dicts: id, prediction, references, prompt, latency_ms, finish_reason, tokens (new ones, the stop token counted).
     In float32 the same for every batch size and order; in bfloat16 near ties may fall differently. Raises `UserError` for a prompt that is too long and an id that occurs twice."""
     rows, tok, start = list(rows), loaded.tokenizer, time.perf_counter()
-    ids, prompts = _ids(rows), [encode_prompt(prompt_of(r), tok) for r in rows]
+    ids, prompts = _ids(rows), [encode_prompt(prompt_of(r), tok, r.get("tools")) for r in rows]
     _check(loaded, prompts, ids, max_new_tokens, batch_size)
     store = Store(store) if isinstance(store, (str, Path)) else store
     who = _who(loaded, max_new_tokens) if store is not None else {}
@@ -275,6 +275,7 @@ def _batches(loaded, todo, max_new_tokens, batch_size, store, progress, stored):
     made, items, start, was = {}, list(todo.items()), time.perf_counter(), loaded.model.training
     stops, pad = _stops(loaded), loaded.tokenizer.pad_token_id
     loaded.model.eval()
+    fast = speed_up(loaded.model) if loaded.device.name == "cpu" else None
     try:
         with tqdm(total=len(items) + stored, initial=stored, unit="row", desc=progress if isinstance(progress, str) else "answers", disable=not progress) as bar:
             for at in range(0, len(items), batch_size):
@@ -283,5 +284,7 @@ def _batches(loaded, todo, max_new_tokens, batch_size, store, progress, stored):
                 if store is not None: store.put(new)
                 made |= new
                 bar.update(len(batch))
-    finally: loaded.model.train(was)
+    finally:
+        loaded.model.train(was)
+        if fast: fast.undo()
     return made, time.perf_counter() - start

@@ -13,13 +13,16 @@ from pathlib import Path
 
 # %% ../../nbs/42_train.sft.ipynb #003
 import torch
-from ftlearn.core import UserError, md_table, need_disk, need_writable, pick_device, read_json, read_jsonl, seed_everything
+from ftlearn.core import UserError, md_table, need_disk, need_writable, pick_device, read_json, read_jsonl, seed_everything, write_jsonl
 from ftlearn.core import sha256_file, sha256_json, sha256_text, versions, write_json, atomic_write
 from ftlearn.config import Config, resolve
 from ftlearn.data import sources
+from ftlearn.data.augment import augment
+from ftlearn.data.recombine import recombine
 from ftlearn.data.encode import collate, encode_rows
 from ftlearn.data.split import Splits, load_splits, parse_ratios, prep
 from ftlearn.model.adapt import adapt, choose_quant, quantize, trainable
+from ftlearn.model.fast import answer_cross_entropy, speed_up
 from ftlearn.model.load import Loaded, load_model
 from ftlearn.train.checkpoint import newest, run_lock, save_checkpoint
 from ftlearn.train.watch import LiveLine, LogWriter, plot_log, read_log
@@ -35,15 +38,20 @@ def predicting(labels:torch.Tensor # [rows, length], -100 where there is no loss
 # %% ../../nbs/42_train.sft.ipynb #011
 @contextlib.contextmanager
 def head_at(model, # a causal language model, PEFT-wrapped or not
-            keep:torch.Tensor # [rows, length] from `predicting`
+            keep:torch.Tensor, # [rows, length] from `predicting`
+            hidden:bool=False # leave the output layer out: [n kept, width], what it would have been given
            ):
     "Inside this block the model's logits are [n kept, vocabulary] instead of [rows, length, vocabulary]."
     def only(module, args):
-        hidden = args[0][:, -keep.shape[1]:]  # prompt tuning puts virtual tokens before the text
-        return (hidden[keep], *args[1:])
-    hook = model.get_output_embeddings().register_forward_pre_hook(only)
+        states = args[0][:, -keep.shape[1]:]  # prompt tuning puts virtual tokens before the text
+        return (states[keep], *args[1:])
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(only)
+    if hidden: head.forward = lambda states: states
     try: yield model
-    finally: hook.remove()
+    finally:
+        hook.remove()
+        if hidden: del head.forward
 
 # %% ../../nbs/42_train.sft.ipynb #016
 def shared_prefix(rows # `Encoded` rows
@@ -54,14 +62,14 @@ def shared_prefix(rows # `Encoded` rows
     return next((i for i in range(n) if any(r.input_ids[i] != first.input_ids[i] for r in rows)), max(0, n))
 
 # %% ../../nbs/42_train.sft.ipynb #018
-def _logits(model, batch, keep, prefix):
-    "Logits of the positions in `keep`; the first `prefix` tokens are computed for one row and handed to all."
+def _at(model, batch, keep, prefix, hidden):
+    "Logits or hidden states of the positions in `keep`; the first `prefix` tokens are computed for one row and handed to all."
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if not prefix:
-        with head_at(model, keep): return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with head_at(model, keep, hidden): return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     cache = model(input_ids=ids[:1, :prefix], use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(len(ids))
-    with head_at(model, keep[:, prefix:]):
+    with head_at(model, keep[:, prefix:], hidden):
         return model(input_ids=ids[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
 
 # %% ../../nbs/42_train.sft.ipynb #019
@@ -73,12 +81,19 @@ def answer_loss(model, # a causal language model, PEFT-wrapped or not
     "Mean cross-entropy over the labelled tokens, computed from the labelled positions alone."
     keep = predicting(batch["labels"])
     targets = batch["labels"][:, 1:][keep[:, :-1]]
-    logits = _logits(model, batch, keep, prefix)
-    total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    right = (logits.detach().argmax(-1) == targets).sum()
+    head = model.get_output_embeddings()
+    in_parts = head.weight.device.type == "cpu" and not head.weight.requires_grad and head.bias is None
+    out = _at(model, batch, keep, prefix, hidden=in_parts)
+    if in_parts: total, right = answer_cross_entropy(out.to(head.weight.dtype), head.weight, targets)
+    else: total, right = torch.nn.functional.cross_entropy(out.float(), targets, reduction="sum"), (out.detach().argmax(-1) == targets).sum()
     return total / (max(1, len(targets)) if n_labels is None else n_labels), len(targets), int(right)
 
-# %% ../../nbs/42_train.sft.ipynb #028
+# %% ../../nbs/42_train.sft.ipynb #021
+def _worth(prefix, batch, least=256):
+    "The prefix, or 0 when sharing it would save fewer than `least` tokens in this batch."
+    return prefix if (len(batch["input_ids"]) - 1) * prefix >= least else 0
+
+# %% ../../nbs/42_train.sft.ipynb #035
 def check_finite(what:str, # "loss" or "gradient"
                  value:float, # the number to look at
                  step:int # optimizer step, from 1
@@ -88,14 +103,14 @@ def check_finite(what:str, # "loss" or "gradient"
     raise UserError(f"the {what} of step {step} is not a finite number; the weights were left as they were after step {step - 1}", value=value,
                     fix="lower learning_rate (divide by 10), keep max_grad_norm at 1.0, and look at this step's rows", exit_code=1)
 
-# %% ../../nbs/42_train.sft.ipynb #031
+# %% ../../nbs/42_train.sft.ipynb #038
 def _trainer_class():
     from trl import SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
         "SFTTrainer that scores labelled positions only, stops at the first non-finite number and saves atomically."
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss, n, right = answer_loss(model, inputs, num_items_in_batch, self.ft_prefix)
+            loss, n, right = answer_loss(model, inputs, num_items_in_batch, _worth(self.ft_prefix, inputs))
             check_finite("loss", loss.item(), self.state.global_step + 1)
             self._metrics["train"]["mean_token_accuracy"].append(right / max(1, n))
             self._total_train_tokens += int(inputs["attention_mask"].sum())
@@ -105,7 +120,7 @@ def _trainer_class():
             was, total, n, right = self.model.training, 0.0, 0, 0
             self.model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
-                with torch.no_grad(): loss, k, r = answer_loss(self.model, self._prepare_inputs(batch), 1, self.ft_prefix)
+                with torch.no_grad(): loss, k, r = answer_loss(self.model, self._prepare_inputs(batch), 1, _worth(self.ft_prefix, batch))
                 total, n, right = total + loss.item(), n + k, right + r
             metrics = {f"{metric_key_prefix}_loss": total / n, f"{metric_key_prefix}_mean_token_accuracy": right / n}
             self.log(dict(metrics))
@@ -123,7 +138,7 @@ def _trainer_class():
 
     return AnswerTrainer
 
-# %% ../../nbs/42_train.sft.ipynb #033
+# %% ../../nbs/42_train.sft.ipynb #040
 def _log_callback(writer, line, before):
     "`before`: the seconds that earlier parts of an interrupted run took."
     from transformers import TrainerCallback
@@ -152,7 +167,7 @@ def _log_callback(writer, line, before):
 
     return LogCallback()
 
-# %% ../../nbs/42_train.sft.ipynb #035
+# %% ../../nbs/42_train.sft.ipynb #042
 def steps_of(config:Config, # the run's settings
              n_rows:int # training rows
             ) -> int: # optimizer steps
@@ -161,7 +176,7 @@ def steps_of(config:Config, # the run's settings
     batches = math.ceil(n_rows / config.per_device_train_batch_size)
     return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
-# %% ../../nbs/42_train.sft.ipynb #037
+# %% ../../nbs/42_train.sft.ipynb #044
 def _sft_config(config, device, out, n_rows, n_validation):
     from trl import SFTConfig
     total = steps_of(config, n_rows)
@@ -177,7 +192,7 @@ def _sft_config(config, device, out, n_rows, n_validation):
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs are for `accelerate launch`
     return args
 
-# %% ../../nbs/42_train.sft.ipynb #039
+# %% ../../nbs/42_train.sft.ipynb #046
 def compute_in_base_dtype(model # a PeftModel; others are left as they are
                          ) -> int: # how many adapter layers were set
     "Adapter layers take their input as it comes, for use under autocast. The trained weights keep their own dtype."
@@ -186,7 +201,7 @@ def compute_in_base_dtype(model # a PeftModel; others are left as they are
     for layer in layers: layer.cast_input_dtype_enabled = False
     return len(layers)
 
-# %% ../../nbs/42_train.sft.ipynb #042
+# %% ../../nbs/42_train.sft.ipynb #049
 class Run:
     "A run directory: `config.toml`, `manifest.json`, `log.jsonl`, `checkpoints/`, `adapter/`, `predictions/`, `report.json`, `report.html`."
     def __init__(self, path:str|Path): # the folder
@@ -219,26 +234,37 @@ class Run:
             "seconds of training": m["seconds"]}.items()]
         return f"**Run {self.path.name}: training loss {loss:.3f}, validation loss {val}**\n\n" + md_table(facts)
 
-# %% ../../nbs/42_train.sft.ipynb #045
+# %% ../../nbs/42_train.sft.ipynb #052
 def open_data(config:Config, # `data`, `split` and `seed` are used
               out:Path # where to put a data set directory when one has to be made
              ) -> Splits:
     "The training, validation and test rows of a run. Raises `UserError` for a name, file or folder that is none of the three."
-    path = Path(config.data)
+    path, group = Path(config.data), None
     if path.is_dir(): return load_splits(path)
     if not path.exists():
         if path.suffix or path.parent != Path("."): raise UserError("no such data", value=str(path), allowed="a data set directory, a file of rows, or one of " + ", ".join(sources.names()),
                                                                      fix="check the path; `ftlearn prep FILE --out DIR` makes a data set directory")
-        path = sources.path(config.data)
+        path, group = sources.path(config.data), sources.card(config.data).group
     if (Path(out) / "manifest.json").exists():
         here = load_splits(out)
         made = here.manifest
         if (made["source"]["sha256"], made["seed"], made["ratios"]) == (sha256_file(path), config.seed, list(parse_ratios(config.split))): return here
         if (Path(out).parent / "manifest.json").exists():
             raise UserError(f"{Path(out).parent} holds a run on other data, another split or another seed", fix="choose another --out, or delete that folder")
-    return prep(path, out, ratios=config.split, seed=config.seed)
+    return prep(path, out, ratios=config.split, seed=config.seed, group=group)
 
-# %% ../../nbs/42_train.sft.ipynb #049
+# %% ../../nbs/42_train.sft.ipynb #053
+def _with_made(splits, config, folder, say):
+    "The splits with the made rows that `augment` asks for in train; they are kept in `made.jsonl` of the run."
+    if not config.augment: return splits
+    made = recombine(splits.train, copies=config.augment, seed=config.seed)
+    larger = augment(splits, made)
+    write_jsonl(folder / "made.jsonl", larger.train[len(splits.train):])
+    lost = [f"{n:,} not made ({why})" for why, n in {**made.dropped, **larger.manifest["augmented"]["dropped"]}.items()]
+    say(f"augment={config.augment:g}: {len(larger.train) - len(splits.train):,} rows made from the parts of {len(splits.train):,} training rows" + "".join("; " + t for t in lost))
+    return larger
+
+# %% ../../nbs/42_train.sft.ipynb #057
 def _code_sha256():
     "One hash over every module of the package."
     root = Path(__file__).resolve().parent.parent if "__file__" in globals() else Path(resolve.__code__.co_filename).parent
@@ -261,13 +287,13 @@ def _differences(old, new, prefix=""):
         elif a != b: out.append(f"{prefix}{k} ({a!r} there, {b!r} now)")
     return out
 
-# %% ../../nbs/42_train.sft.ipynb #051
+# %% ../../nbs/42_train.sft.ipynb #059
 def _layers_name(model):
     "Name of the list of decoder layers: the one ModuleList as long as the config says."
     n = model.config.get_text_config().num_hidden_layers
     return next(name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n)
 
-# %% ../../nbs/42_train.sft.ipynb #054
+# %% ../../nbs/42_train.sft.ipynb #062
 def prepare_model(config:Config, # `model`, `method`, `quant`, `dtype`, `device` are used
                   say=print # called with one line about each choice
                  ) -> tuple: # (Loaded, quantization backend or None)
@@ -280,7 +306,7 @@ def prepare_model(config:Config, # `model`, `method`, `quant`, `dtype`, `device`
     loaded.model = quantize(loaded.model, backend, quant_type=config.bnb_4bit_quant_type, double_quant=config.bnb_4bit_use_double_quant)
     return loaded, backend
 
-# %% ../../nbs/42_train.sft.ipynb #056
+# %% ../../nbs/42_train.sft.ipynb #064
 def _already(run, identity):
     "True when `run` is finished and is this very run; UserError when the folder holds another one."
     if not (run.path / "manifest.json").exists(): return False
@@ -300,7 +326,7 @@ def _write_start(run, config, splits, loaded, model, backend, identity):
         "packages": versions("ftlearn", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds")})
 
-# %% ../../nbs/42_train.sft.ipynb #057
+# %% ../../nbs/42_train.sft.ipynb #065
 def _fit(run, config, loaded, model, train_set, eval_set, identity, progress, say):
     "The training itself, from the newest good checkpoint if there is one."
     import datasets
@@ -318,6 +344,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, identity, progress, sa
         train_dataset=as_dataset(train_set), eval_dataset=as_dataset(eval_set) if len(eval_set) else None, callbacks=[callback])
     trainer.remove_callback(PrinterCallback)
     if trainer.args.bf16 or trainer.args.fp16: compute_in_base_dtype(model)
+    fast = speed_up(model) if loaded.device.name == "cpu" and config.compile != "on" else None
     if config.compile == "on":
         for layer in loaded.model.get_submodule(_layers_name(loaded.model)): layer.compile(dynamic=True)
     callback.trainer, trainer.ft_run, trainer.ft_fingerprint = trainer, run.path, sha256_json(identity)
@@ -328,8 +355,9 @@ def _fit(run, config, loaded, model, train_set, eval_set, identity, progress, sa
     finally:
         writer.close()
         if line: line.close()
+        if fast: fast.undo()
 
-# %% ../../nbs/42_train.sft.ipynb #058
+# %% ../../nbs/42_train.sft.ipynb #066
 def train(config:Config, # what to train, on what, how; `resolve` makes one
           resume:bool=True, # go on where an interrupted run stopped; False starts it anew
           progress:bool=True, # a live line with step, loss and speed
@@ -356,7 +384,8 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
             for name in ("manifest.json", "config.toml", "log.jsonl"): (run.path / name).unlink(missing_ok=True)
         if not splits.validation: say("there are no validation rows, so the training is not watched for overfitting")
         seed_everything(config.seed)
-        sets = [encode_rows(rows, loaded.tokenizer, config.max_length, config.truncation) if rows else [] for rows in (splits.train, splits.validation)]
+        splits = _with_made(splits, config, run.path, say)
+        sets = [encode_rows(rows, loaded.tokenizer, config.max_length, config.truncation, config.train_on) if rows else [] for rows in (splits.train, splits.validation)]
         model = adapt(loaded.model, config.method, config)
         need_disk(run.path, 8 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), "checkpoints and adapter")
         if not (run.path / "manifest.json").exists(): _write_start(run, config, splits, loaded, model, backend, identity)
@@ -368,7 +397,7 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
             "quant_type": config.bnb_4bit_quant_type, "double_quant": config.bnb_4bit_use_double_quant, "dtype": loaded.device.dtype})
     return run
 
-# %% ../../nbs/42_train.sft.ipynb #067
+# %% ../../nbs/42_train.sft.ipynb #075
 def load_tuned(run:Run, # a finished run
                say=print # called with one line about each choice made
               ) -> Loaded:
