@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import orjson
 from ..core import UserError, atomic_write, md_table, unknown
-from ..files import LIMIT, PROBLEMS, Entry, Problem, open_rows
+from ..files import open_blocks, open_rows
+from ..parse import LIMIT, PROBLEMS, Block, Entry, Problem
 from .rows import (FORMATS, OPTIONAL, ROLES, ROW_CODES, Finding, RowCheck, answer_of, detect, prompt_of, row_findings, row_id, to_messages)
 
 # %% ../../nbs/10_data.formats.ipynb #004
@@ -52,6 +53,26 @@ class _Ids:
         self.hashes.append(hash(i) if type(i) is str else hash(str(i)))
         self.places.append(place)
 
+    def add_all(self, ids, line):
+        "The ids of rows on neighbouring lines, None where a row has none."
+        if set(map(type, ids)) == {str}:
+            self.hashes.extend(map(hash, ids))
+            self.places.extend(range(2 * line, 2 * (line + len(ids)), 2))
+        else:
+            for n, i in enumerate(ids, line):
+                if type(i) in (str, int): self.add(i, 2 * n)
+
+    def mark(self, lines):
+        "Note that the rows on these lines, which came last, have an error."
+        lines = {2 * n for n in lines}
+        for k in range(len(self.places) - 1, -1, -1):
+            if not lines: return
+            if self.places[k] < min(lines): return
+            if self.places[k] in lines: lines.discard(self.places[k]); self.places[k] += 1
+
+    def spill_if_many(self):
+        if len(self.hashes) >= _SPILL: self.spill()
+
     def spill(self):
         "Move what is in memory to a file for each of 64 ranges of the hash."
         import numpy as np
@@ -85,16 +106,17 @@ def repeated(self:_Ids):
 # %% ../../nbs/10_data.formats.ipynb #018
 def _entries(source, limit, progress):
     "The entries of a file or a folder, or of a list of rows."
-    if isinstance(source, (str, Path)): return open_rows(source, limit, progress)
+    if isinstance(source, (str, Path)): return open_blocks(source, limit, progress)
     return (Entry(n, row) if isinstance(row, dict) else Entry(n, None, Problem("not-an-object", f"the row is {repr(row)[:40]}", "give a list of dicts"))
             for n, row in enumerate(source, 1))
 
 # %% ../../nbs/10_data.formats.ipynb #019
 class _Scan:
-    "One pass over the rows of `source`: iterate, then read `rows`, `good`, `shapes`, `notes` and `twice`, the places of rows whose id came before."
+    "One pass over the rows of `source`: after `run`, `rows`, `good`, `shapes`, `notes` and `twice`, the places of rows whose id came before."
     def __init__(self, source, format=None, keep=1000, limit=LIMIT, progress=None):
         if format is not None and format not in FORMATS: raise unknown("format", format, list(FORMATS))
         self.entries, self.notes, self.check = _entries(source, limit, progress), _Notes(keep), RowCheck(format)
+        self.ids = _Ids()
         self.rows = self.good = self.n = 0
         self.shapes, self.twice, self.splits = {}, array("q"), []
 
@@ -108,33 +130,59 @@ class _Scan:
 
 # %% ../../nbs/10_data.formats.ipynb #021
 @patch
-def __iter__(self:_Scan):
-    "Yields (entry, whether it is free of errors)."
-    notes, check, ids, n, rows, good = self.notes, self.check, _Ids(), 0, 0, 0
-    for entry in self.entries:
-        line, row, problem, _, split, sure = entry
-        bad = False
-        if problem is not None:
-            bad = CODES[problem.code][0] == "error"
-            notes.note(problem.code, line, problem.message, problem.fix, split)
-            n += bad and row is None
-        if row is not None:
-            rows += 1
-            if found := check(row, line, sure):
-                for f in found: notes.add(f if split is None else replace(f, split=split))
-                bad = bad or any(f.severity == "error" for f in found)
-            if type(i := row.get("id")) in (str, int): ids.add(i, 2 * (line if split is None else self.place(entry)) + bad)
-            if not rows % _SPILL: ids.spill()
-            if not bad: good += 1
-        yield entry, not bad
-    self.n, self.rows, self.good = n + rows, rows, good
-    self.end(ids)
+def entry(self:_Scan, entry):
+    "Take note of one entry; whether it is free of errors."
+    line, row, problem, _, split, sure = entry
+    bad = False
+    if problem is not None:
+        bad = CODES[problem.code][0] == "error"
+        self.notes.note(problem.code, line, problem.message, problem.fix, split)
+        self.n += bad and row is None
+    if row is not None:
+        self.rows += 1
+        for f in self.check(row, line, sure):
+            self.notes.add(f if split is None else replace(f, split=split))
+            bad = bad or f.severity == "error"
+        if type(i := row.get("id")) in (str, int): self.ids.add(i, 2 * (line if split is None else self.place(entry)) + bad)
+        self.good += not bad
+    return not bad
+
+# %% ../../nbs/10_data.formats.ipynb #022
+@patch
+def block(self:_Scan, block):
+    "Take note of a block; the positions of rows that have an error."
+    wrong, (first, rows, _) = [], block
+    self.ids.add_all([row.get("id") for row in rows], first)
+    for i in self.check.doubtful(rows):
+        if found := self.check(rows[i], first + i, True):
+            for f in found: self.notes.add(f)
+            if any(f.severity == "error" for f in found): wrong.append(i)
+    if wrong: self.ids.mark([first + i for i in wrong])
+    self.rows += len(rows); self.good += len(rows) - len(wrong)
+    return wrong
 
 # %% ../../nbs/10_data.formats.ipynb #023
 @patch
-def end(self:_Scan, ids):
+def run(self:_Scan, each=None):
+    "Go through all; `each` is called with every entry and whether it is free of errors. Gives itself."
+    for item in self.entries:
+        if type(item) is Block:
+            wrong = set(self.block(item))
+            if each:
+                for i, entry in enumerate(item.entries()): each(entry, i not in wrong)
+        else:
+            ok = self.entry(item)
+            if each: each(item, ok)
+        self.ids.spill_if_many()
+    self.n += self.rows
+    self.end()
+    return self
+
+# %% ../../nbs/10_data.formats.ipynb #025
+@patch
+def end(self:_Scan):
     "What shows only after the last row."
-    for place, first in ids.repeated():
+    for place, first in self.ids.repeated():
         (line, split), (before, other) = self.where(place >> 1), self.where(first >> 1)
         at = f"line {before}" + (f" of {other}" if other != split else "")
         self.notes.note("duplicate-id", line, f"its id is also on {at}", "give every row its own id", split)
@@ -147,7 +195,7 @@ def end(self:_Scan, ids):
     for name in list(begins)[1:]:
         self.notes.note("mixed-formats", begins[name], f"the first row in the format {name}; the file began with {next(iter(begins))}", "fine for training; convert() gives one format")
 
-# %% ../../nbs/10_data.formats.ipynb #025
+# %% ../../nbs/10_data.formats.ipynb #027
 @dataclass
 class Report:
     "What a check found. `.ok` says whether there is no error; `.counts` holds all findings by code, `.findings` the first of each code."
@@ -167,18 +215,18 @@ class Report:
     def ok(self): return not self.number("error")
     def number(self, severity): return sum(n for code, n in self.counts.items() if CODES[code][0] == severity)
 
-# %% ../../nbs/10_data.formats.ipynb #026
+# %% ../../nbs/10_data.formats.ipynb #028
 @patch
 def to_dict(self:Report) -> dict:
     "The report as `ftlearn check --json` prints it."
     return {"ok": self.ok, "rows": self.rows, "good": self.good, "format": self.format, "counts": dict(self.counts), "findings": [f.to_dict() for f in self.findings]}
 
-# %% ../../nbs/10_data.formats.ipynb #027
+# %% ../../nbs/10_data.formats.ipynb #029
 def _count(n, word): return f"{n:,} {word}" + ("" if n == 1 else "s")
 
 _RANK = {"error": 0, "warning": 1, "info": 2}
 
-# %% ../../nbs/10_data.formats.ipynb #029
+# %% ../../nbs/10_data.formats.ipynb #031
 @patch
 def _repr_markdown_(self:Report):
     verdict = f"{_count(self.number('error'), 'error')}, {_count(self.number('warning'), 'warning')}" if self.counts else "nothing to complain of"
@@ -190,7 +238,7 @@ def _repr_markdown_(self:Report):
     cut = f"\n\nOf each code the first {self.keep:,} are kept." if any(n > self.keep for n in self.counts.values()) else ""
     return head + (f"\n\n{table}{more}{cut}" if shown else "")
 
-# %% ../../nbs/10_data.formats.ipynb #030
+# %% ../../nbs/10_data.formats.ipynb #032
 def validate(
     source:str|Path|list,    # a file or folder that `open_rows` reads, or a list of rows
     format:str|None=None,    # every row must have this format (a key of `FORMATS`); None takes any
@@ -199,13 +247,12 @@ def validate(
     progress:bool|None=None, # a progress bar; None: for a big file, in a terminal
 ) -> Report:
     "Check every row of a file and say all that is wrong. Memory does not grow with the file. Raises `UserError` only when the file cannot be opened or `format` is unknown."
-    scan = _Scan(source, format, keep, limit, progress)
-    for _ in scan: pass
+    scan = _Scan(source, format, keep, limit, progress).run()
     common = max(scan.shapes, key=scan.shapes.get) if scan.shapes else None
     name = Path(source).name if isinstance(source, (str, Path)) else "a list"
     return Report(scan.rows, common, scan.notes.sorted(), name, scan.good, scan.notes.counts, keep)
 
-# %% ../../nbs/10_data.formats.ipynb #049
+# %% ../../nbs/10_data.formats.ipynb #051
 def load_rows(
     path:str|Path|list,   # a file or folder that `open_rows` reads, or a list of rows
     format:str|None=None, # every row must have this format; None takes any
@@ -213,8 +260,9 @@ def load_rows(
 ) -> list[dict]:
     "All rows as they stand in the file. Raises `UserError` (exit code 1) at the first error, with its line and the number of further errors."
     scan, rows, places = _Scan(path, format), [], array("q")
-    for entry, ok in scan:
-        if entry.row is not None and ok: rows.append(entry.row); places.append(scan.place(entry))
+    def take(entry, ok):
+        if ok and entry.row is not None: rows.append(entry.row); places.append(scan.place(entry))
+    scan.run(take)
     if skip_bad:
         twice = set(scan.twice)
         return [row for row, place in zip(rows, places) if place not in twice]
@@ -223,7 +271,7 @@ def load_rows(
     more = f" (and {_count(n - 1, 'further error')}: `ftlearn check` lists them)" if n > 1 else ""
     raise UserError(first.message + more, path=path if isinstance(path, (str, Path)) else None, line=first.line, fix=first.fix, exit_code=1)
 
-# %% ../../nbs/10_data.formats.ipynb #054
+# %% ../../nbs/10_data.formats.ipynb #056
 _COMMA = re.compile(r'("(?:[^"\\]++|\\.)*+")|,(\s*+[]}])')
 
 def _brief(value, n=60):
@@ -239,7 +287,7 @@ def _as_text(raw):
     if "\0" in text: changes.append(("bad-character", f"{text.count(chr(0))} NUL", "")); text = text.replace("\0", "")
     return text.strip(" \t\r\n"), changes
 
-# %% ../../nbs/10_data.formats.ipynb #055
+# %% ../../nbs/10_data.formats.ipynb #057
 def _same_pairs(items):
     "A dict; ValueError where a key comes twice with different values."
     made = dict(items)
@@ -263,7 +311,7 @@ def _as_row(text):
         if isinstance(row, dict) and all(isinstance(k, str) for k in row): return row, [("json-syntax", "Python's quotes", "JSON's")]
     return None, []
 
-# %% ../../nbs/10_data.formats.ipynb #058
+# %% ../../nbs/10_data.formats.ipynb #060
 def _mend_keys(row):
     "Well-known names of other tools, and fields of the wrong type. Changes the row; yields (code, before, after)."
     if "messages" not in row and isinstance(turns := row.get("conversations"), list) and all(isinstance(t, dict) and {"from", "value"} <= t.keys() for t in turns):
@@ -281,7 +329,7 @@ def _mend_keys(row):
             yield "field-type", f"{key} {_brief(v, 40)}", ""
             del row[key]
 
-# %% ../../nbs/10_data.formats.ipynb #060
+# %% ../../nbs/10_data.formats.ipynb #062
 _ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant", "chatgpt": "assistant"}
 
 def _mend_text(holder, key, answer):
@@ -308,7 +356,7 @@ def _mend_message(m):
             f["arguments"] = json.dumps(f["arguments"], ensure_ascii=False)
             yield "tool-call", "arguments as an object", "as a text"
 
-# %% ../../nbs/10_data.formats.ipynb #061
+# %% ../../nbs/10_data.formats.ipynb #063
 def _mend(row):
     "Put right what has one right answer. Changes the row; yields (code, before, after)."
     yield from _mend_keys(row)
@@ -320,7 +368,7 @@ def _mend(row):
                 yield "empty-system", "an empty system message", ""
     for key, answer in (("prompt", False), ("completion", True), ("instruction", False), ("input", False), ("output", True)): yield from _mend_text(row, key, answer)
 
-# %% ../../nbs/10_data.formats.ipynb #064
+# %% ../../nbs/10_data.formats.ipynb #066
 @dataclass
 class Repairs:
     "What a repair did. `.changes` holds the first 1,000 changes, the file `.list` all: line, code, before, after (null: the row was left out)."
@@ -339,7 +387,7 @@ class Repairs:
         table = md_table([{"line": c["line"] or "", "code": c["code"], "before": c["before"], "after": "(left out)" if c["after"] is None else c["after"]} for c in self.changes[:20]])
         return head + (f"\n\n{table}\n\nAll changes are in {self.list.name}." if self.changes else "")
 
-# %% ../../nbs/10_data.formats.ipynb #066
+# %% ../../nbs/10_data.formats.ipynb #068
 def _check_out(path, out):
     "Refuse a target that is, or lies in, what is read."
     path, out = Path(path), Path(out)
@@ -349,7 +397,7 @@ def _check_out(path, out):
         if path.is_dir() and path.resolve() in target.resolve().parents: raise UserError("the copy would lie in the folder that is read", path=out, fix="choose another folder")
     return out, out.with_suffix(".changes.jsonl")
 
-# %% ../../nbs/10_data.formats.ipynb #068
+# %% ../../nbs/10_data.formats.ipynb #070
 def _repaired(entry, twice):
     "(line to write or None, changes) for one entry."
     changes, row, problem, raw = [], entry.row, entry.problem, entry.raw
@@ -369,7 +417,7 @@ def _repaired(entry, twice):
     try: return orjson.dumps(row), changes
     except TypeError as e: return None, [("field-type", str(e), None)]
 
-# %% ../../nbs/10_data.formats.ipynb #069
+# %% ../../nbs/10_data.formats.ipynb #071
 def repair(
     path:str|Path,   # the file or folder to read; it is not changed
     out:str|Path,    # the copy, a .jsonl file; the list of changes is written beside it as NAME.changes.jsonl
@@ -378,8 +426,7 @@ def repair(
     """Write a copy of `path` in which everything with one right answer is put right, and all else that has an error is left out. Both files appear whole or not at all.
     The copy has no error. Raises `UserError` where `out` is the original, or where no row is left."""
     out, listing = _check_out(path, out)
-    scan = _Scan(path, limit=limit)
-    for _ in scan: pass
+    scan = _Scan(path, limit=limit).run()
     done, twice = Repairs(out, listing, 0, 0, 0, Counter(), []), scan.twice
     with atomic_write(out, "wb") as rows, atomic_write(listing, "wb") as listed:
         for entry in open_rows(path, limit, False, raw=True):
@@ -395,7 +442,7 @@ def repair(
         if not done.rows: raise UserError("no row is left after the repair", path=path, fix="`ftlearn check` says what is wrong", exit_code=1)
     return done
 
-# %% ../../nbs/10_data.formats.ipynb #075
+# %% ../../nbs/10_data.formats.ipynb #077
 _ALL_KEYS = {k for keys in FORMATS.values() for k in keys} | {"input"}
 _TOOLS = ("tools", "functions", "parallel_tool_calls")
 
@@ -411,7 +458,7 @@ def _to_instruction(messages, row):
     texts = [m["content"] for m in messages]
     return {"instruction": texts[0], "input": texts[1] if len(texts) == 3 else "", "output": texts[-1]}
 
-# %% ../../nbs/10_data.formats.ipynb #076
+# %% ../../nbs/10_data.formats.ipynb #078
 def _as_they_are(row):
     "The messages of a row with all their keys, unlike `to_messages`, which makes spellings equal."
     kind, side = detect(row), lambda v, role: [{"role": role, "content": v}] if isinstance(v, str) else v
@@ -424,7 +471,7 @@ def _to_pair(row, plain):
     messages = _as_they_are(row)
     return {"prompt": messages[:-1], "completion": messages[-1:]}
 
-# %% ../../nbs/10_data.formats.ipynb #077
+# %% ../../nbs/10_data.formats.ipynb #079
 def convert(
     rows:list, # rows in any of the three formats
     to:str,    # the format wanted, a key of `FORMATS`

@@ -10,6 +10,7 @@ __all__ = ['FORMATS', 'OPTIONAL', 'ROLES', 'ROW_CODES', 'detect', 'to_messages',
 import json, re
 from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import itemgetter
 from ..core import UserError, md_table, nearest, sha256_json
 
 # %% ../../nbs/09_data.rows.ipynb #004
@@ -384,20 +385,21 @@ def _good(text):
     return True
 
 # %% ../../nbs/09_data.rows.ipynb #071
+_both = itemgetter("role", "content")
+
 @patch
 def plain(self:RowCheck, row, layout, sure):
     "Whether a row of a known `layout` is surely without fault; `sure`: its texts hold no bad characters."
     if (weight := row.get("weight")) is not None and not weight >= 0: return False
     try:
         if layout == "messages":
-            messages = row["messages"]
-            if tuple([m["role"] for m in messages]) not in self.orders or sum(map(len, messages)) != 2 * len(messages): return False
-            texts = [m["content"] for m in messages]
+            roles, texts = zip(*map(_both, messages := row["messages"]))
+            if roles not in self.orders or sum(map(len, messages)) != 2 * len(messages): return False
         else:
             texts = [row[k] for k in layout]
             if not sure and layout == FORMATS["instruction"] and _HALF.search(row.get("input", "")): return False
         return all(texts) and not any(map(str.isspace, texts)) if sure else all([_good(t) for t in texts])
-    except (KeyError, TypeError): return False
+    except (KeyError, TypeError, ValueError): return False
 
 # %% ../../nbs/09_data.rows.ipynb #072
 def _some(findings):
@@ -441,3 +443,16 @@ def __call__(self:RowCheck,
     if "messages" in row and len(self.orders) < _MANY and all([f.code in ("unknown-key", "type-change") for f in found]):
         if len(row["messages"]) < 100 and all([m.keys() == {"role", "content"} for m in row["messages"]]): self.orders.add(tuple([m["role"] for m in row["messages"]]))
     return found
+
+# %% ../../nbs/09_data.rows.ipynb #074
+@patch
+def doubtful(self:RowCheck,
+    rows:list, # rows whose texts hold no NUL and no half of a surrogate pair
+) -> list:
+    "The positions of those that have findings, or need a full check. The others are done with."
+    layouts, plain, out = self.layouts, self.plain, []
+    for i, row in enumerate(rows):
+        known = layouts.get((tuple(row), *map(type, row.values())))
+        if known and known[0] and not known[1] and plain(row, known[0], True): known[3] += 1
+        else: out.append(i)
+    return out
