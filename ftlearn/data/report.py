@@ -62,6 +62,7 @@ def _repr_markdown_(self:QualityReport):
 def _picture(lengths):
     "The histograms as a PNG in base64, or None where there is nothing to draw."
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     lengths = {k: v for k, v in lengths.items() if v}
     if not lengths: return None
     fig = Figure(figsize=(3.1*len(lengths), 2.1), dpi=80, layout="constrained")
@@ -69,7 +70,9 @@ def _picture(lengths):
         low, high = math.log10(max(1, min(values))), math.log10(max(1, max(values)))
         edges = [10**(low + (max(high - low, 0.3))*k/30) for k in range(31)]
         ax.hist([max(1, v) for v in values], bins=edges, color="#5b8db8")
-        ax.set_xscale("log"); ax.set_xlabel(name); ax.set_ylabel("rows"); ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xscale("log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter=StrMethodFormatter("{x:,.0f}"), minor_formatter=NullFormatter())
+        ax.set_xlabel(name); ax.set_ylabel("rows"); ax.spines[["top", "right"]].set_visible(False)
     out = io.BytesIO()
     fig.savefig(out, format="png", metadata={"Software": None})
     return base64.b64encode(out.getvalue()).decode()
@@ -78,12 +81,12 @@ def _picture(lengths):
 _CSS = """.ftq { font:15px/1.5 system-ui,sans-serif; max-width:64rem } .ftq h1 { font-size:1.4rem } .ftq h2 { font-size:1.1rem; margin:1.6rem 0 .4rem } .ftq table { border-collapse:collapse; font-size:.9rem }
 .ftq th,.ftq td { text-align:left; padding:.3rem .6rem; border-bottom:1px solid #8884; vertical-align:top; overflow-wrap:anywhere } .ftq .lead { padding:.6rem .9rem; border-left:4px solid #888; background:#8881 }
 .ftq .error,.ftq .fail { color:#c0271a; font-weight:600 } .ftq .warning,.ftq .warn { color:#9a6300; font-weight:600 } .ftq .pass { color:#14713d; font-weight:600 } .ftq .info,.ftq .soft { color:#6b7480 }
-.ftq td.no { overflow-wrap:normal; white-space:nowrap } .ftq img { max-width:100%; background:#fff } .ftq details { margin:.4rem 0 } .ftq summary { cursor:pointer }"""
+.ftq .no { overflow-wrap:normal; white-space:nowrap } .ftq img { max-width:100%; background:#fff } .ftq details { margin:.4rem 0 } .ftq summary { cursor:pointer }"""
 _DARK = "body { margin:0 auto; max-width:66rem; padding:1rem; background:#fff; color:#1c2330 } @media (prefers-color-scheme: dark) { body { background:#14181e; color:#e6e9ee } .ftq .error,.ftq .fail { color:#ff8a7a } .ftq .warning,.ftq .warn { color:#e8b657 } .ftq .pass { color:#5fd08f } }"
 _BODY = """<div class="ftq"><style>{{ css }}</style><h1>{{ r.name }}</h1><p class="lead">{{ r.headline }}</p>
 <h2>Checklist</h2><table>{% for c in r.checklist %}<tr><td class="no {{ c.status }}">{{ c.status }}</td><td>{{ c.item }}</td><td>{{ c.evidence }}</td></tr>{% endfor %}</table>
-<h2>Findings</h2>{% if r.findings %}<table><tr><th>severity</th><th>code</th><th>line</th><th>what</th><th>next step</th></tr>
-{% for f in shown %}<tr><td class="no {{ f.severity }}">{{ f.severity }}</td><td class="no">{{ f.code }}</td><td>{{ f.split or "" }} {{ f.line or "" }}</td><td>{{ f.message }}</td><td>{{ f.fix }}</td></tr>{% endfor %}</table>
+<h2>Findings</h2>{% if r.findings %}<table><tr><th>severity</th><th>code</th><th class="no">line</th><th>what</th><th>next step</th></tr>
+{% for f in shown %}<tr><td class="no {{ f.severity }}">{{ f.severity }}</td><td class="no">{{ f.code }}</td><td class="no">{{ f.split or "" }} {{ f.line or "" }}</td><td>{{ f.message }}</td><td>{{ f.fix }}</td></tr>{% endfor %}</table>
 {% if r.findings | length > shown | length %}<p class="soft">and {{ r.findings | length - shown | length }} more</p>{% endif %}{% else %}<p>Nothing found.</p>{% endif %}
 {% if picture %}<h2>Lengths</h2><img alt="histograms: {{ r.lengths | join(", ") }}" src="data:image/png;base64,{{ picture }}"><p class="soft">Each heap: how many rows have a text of that length, on a log scale. One heap is usual; a second one, or a bar far out, is worth a look.</p>{% endif %}
 {% for title, rows in r.tables.items() %}<details{% if open %} open{% endif %}><summary><b>{{ title }}</b></summary><table><tr>{% for k in rows[0] %}<th>{{ k }}</th>{% endfor %}</tr>
