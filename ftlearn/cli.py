@@ -108,15 +108,8 @@ def _quality(data, model=None, max_length=None, verified=None):
 
 def _checklist(data):
     "Print the checklist of a data set directory."
-    from ftlearn.core import md_table
-    report = _quality(data)
-    _show(f"**{report.headline}**\n\n" + md_table([{"": c["status"], "item": c["item"], "evidence": c["evidence"]} for c in report.checklist]))
+    _show(_quality(data).summary())
     _say(f"all findings: .venv/bin/ftlearn check {data}")
-
-def _rows_path(data):
-    "A path as it is; the name of a set that ships as the path of its rows."
-    from ftlearn.data import sources
-    return sources.path(str(data)) if not Path(data).exists() and str(data) in sources.names() else Path(data)
 
 # %% ../nbs/90_cli.ipynb #020
 _MOST = 200_000  # rows whose content is looked at
@@ -128,10 +121,11 @@ def _check(data:Annotated[Path, typer.Argument(help="A file of rows, a data set 
            html:Annotated[Optional[Path], typer.Option(help="Write the whole report to this file.")]=None,
            fix:Annotated[Optional[Path], typer.Option(help="Write a repaired copy to this .jsonl file.")]=None, as_json:Json=False):
     "Validate rows and report their quality. Exit 1 when there are errors."
+    from ftlearn.data import sources
     from ftlearn.data.formats import repair, validate
     from dataclasses import replace
     from ftlearn.data.private import mask
-    data = _rows_path(data)
+    data, _ = sources.find(data)
     if fix:
         done = repair(data, fix)
         _show({"path": str(fix), "rows": done.rows, "changed": done.changed, "left_out": done.left_out, "changes": dict(done.counts)} if as_json else done, as_json)
@@ -156,9 +150,8 @@ def _prep(data:Annotated[str, typer.Argument(help="A file of rows, or the name o
     "Split rows into train, validation and test, with a manifest."
     from ftlearn.data import sources
     from ftlearn.data.split import prep
-    path = Path(data) if Path(data).exists() or Path(data).suffix else sources.path(data)
-    if not Path(data).exists() and group is None and data in sources.names(): group = sources.card(data).group
-    splits = prep(path, out, format=format, ratios=split, seed=seed, group=group, stratify=stratify, near=near or None)
+    path, card = sources.find(data)
+    splits = prep(path, out, format=format, ratios=split, seed=seed, group=group or (card and card.group), stratify=stratify, near=near or None)
     _show(splits.manifest if as_json else splits, as_json)
 
 # %% ../nbs/90_cli.ipynb #030

@@ -51,9 +51,14 @@ def to_dict(self:QualityReport) -> dict:
 
 # %% ../../nbs/10e_data.report.ipynb #009
 @patch
-def _repr_markdown_(self:QualityReport):
+def summary(self:QualityReport) -> str:
+    "The headline and the checklist, as Markdown."
     mark = {"pass": "✓ pass", "warn": "? warn", "fail": "✗ fail"}
-    text = f"**{self.headline}**\n\n" + md_table([{"": mark[c["status"]], "item": c["item"], "evidence": c["evidence"]} for c in self.checklist])
+    return f"**{self.headline}**\n\n" + md_table([{"": mark[c["status"]], "item": c["item"], "evidence": c["evidence"]} for c in self.checklist])
+
+@patch
+def _repr_markdown_(self:QualityReport):
+    text = self.summary()
     if self.findings: text += "\n\n" + md_table([{"severity": f.severity, "code": f.code, "line": _at((f.split, f.line)) if f.line else "", "what": f.message, "next step": f.fix} for f in self.findings[:25]])
     if len(self.findings) > 25: text += f"\n\nAnd {len(self.findings) - 25} more: " + ", ".join(f"{n} × {c}" for c, n in Counter(f.code for f in self.findings[25:]).most_common())
     return text + "".join(f"\n\n*{n}*" for n in self.notes)

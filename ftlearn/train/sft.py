@@ -239,19 +239,17 @@ def open_data(config:Config, # `data`, `split` and `seed` are used
               out:Path # where to put a data set directory when one has to be made
              ) -> Splits:
     "The training, validation and test rows of a run. Raises `UserError` for a name, file or folder that is none of the three."
-    path, group = Path(config.data), None
+    path, card = sources.find(config.data)
     if path.is_dir(): return load_splits(path)
-    if not path.exists():
-        if path.suffix or path.parent != Path("."): raise UserError("no such data", value=str(path), allowed="a data set directory, a file of rows, or one of " + ", ".join(sources.names()),
-                                                                     fix="check the path; `ftlearn prep FILE --out DIR` makes a data set directory")
-        path, group = sources.path(config.data), sources.card(config.data).group
+    if not path.exists(): raise UserError("no such data", value=str(path), allowed="a data set directory, a file of rows, or one of " + ", ".join(sources.names()),
+                                          fix="check the path; `ftlearn prep FILE --out DIR` makes a data set directory")
     if (Path(out) / "manifest.json").exists():
         here = load_splits(out)
         made = here.manifest
         if (made["source"]["sha256"], made["seed"], made["ratios"]) == (sha256_file(path), config.seed, list(parse_ratios(config.split))): return here
         if (Path(out).parent / "manifest.json").exists():
             raise UserError(f"{Path(out).parent} holds a run on other data, another split or another seed", fix="choose another --out, or delete that folder")
-    return prep(path, out, ratios=config.split, seed=config.seed, group=group)
+    return prep(path, out, ratios=config.split, seed=config.seed, group=card and card.group)
 
 # %% ../../nbs/42_train.sft.ipynb #053
 def _with_made(splits, config, folder, say):
