@@ -11,7 +11,7 @@ from collections import Counter
 
 # %% ../../nbs/15a_data.recombine.ipynb #004
 from ..core import UserError, sha256_text
-from .augment import Made, _child, _get, _open_answer, _slots, _spans
+from .augment import Made, _CASES, _child, _get, _open_answer, _slots, _spans
 from .formats import answer_of, row_id
 
 # %% ../../nbs/15a_data.recombine.ipynb #007
@@ -37,19 +37,17 @@ def _other(text, pool, rng):
     return new.upper() if text.isupper() and len(text) > 2 else new
 
 # %% ../../nbs/15a_data.recombine.ipynb #016
-_CASES = (str.upper, str.lower, str.title)
-
 def _variant(row, where, pools, swap, case, rng):
     "{slot: text} of a new question and answer."
     ask, say = _slots(row)
     text, (values, write) = _get(row, ask), _open_answer(_get(row, say))
     new = [_other(v, pools[key], rng) if rng.random() < swap else v for key, v in zip(where, values)]
-    change = rng.choice(_CASES) if rng.random() < case else str
+    change = rng.choice(list(_CASES.values())) if rng.random() < case else list
     pieces, at = [], 0
     for (start, end), v in sorted(zip(where.values(), new)):
         pieces += [text[at:start], v]
         at = end
-    return {ask: change("".join(pieces) + text[at:]), say: write([change(v) for v in new])}
+    return {ask: "".join(change("".join(pieces) + text[at:])), say: write(["".join(change(v)) for v in new])}
 
 # %% ../../nbs/15a_data.recombine.ipynb #017
 def recombine(rows:list, # rows in any of the three formats; only the training rows

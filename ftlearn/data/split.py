@@ -17,7 +17,7 @@ from ..core import UserError, atomic_dir, md_table, read_json, read_jsonl, sha25
 from ..files import open_rows
 from ..stats import detectable, required_n
 from .formats import Finding, answer_of, load_rows, prompt_of, row_id
-from .duplicates import asked, components, near_duplicates, skeleton
+from .duplicates import asked, components, near_duplicates, shingles, skeleton
 
 # %% ../../nbs/12_data.split.ipynb #005
 SPLITS = ("train", "validation", "test")
@@ -87,35 +87,56 @@ def _age(row):
     return (0, *((len(p.lstrip("0")), p.lstrip("0")) if k % 2 else p for k, p in enumerate(parts)))
 
 # %% ../../nbs/12_data.split.ipynb #022
-def _drop_repeats(rows, lines):
-    "(row, hash of its prompt) without exact repeats, and the list of those dropped."
+def _left_out(row, line, why): return {**({"line": line} if line else {}), "id": row_id(row), "why": why}
+
+def _drop_repeats(rows, lines, ids=()):
+    "(row, hash of its prompt, line) without exact repeats, and the list of those dropped. Rows with one of the `ids` count as the eldest."
     keys, eldest = [(_prompt_key(row), _plain(answer_of(row))) for row in rows], {}
+    age = lambda i: (row_id(rows[i]) not in ids, _age(rows[i]))
+    older = lambda i, j: (age(i), age(j)) if age(i) != age(j) else (sha256_json(rows[i]), sha256_json(rows[j]))
     for i, key in enumerate(keys):
-        if key not in eldest or _age(rows[i]) < _age(rows[eldest[key]]): eldest[key] = i
-    dropped = [{**({"line": lines[i]} if lines[i] else {}), "id": row_id(rows[i]),
-                "why": f"the same prompt and answer as {f'line {lines[j]}' if lines[j] else row_id(rows[j])}"} for i, j in enumerate(map(eldest.get, keys)) if i != j]
-    return [(row, key[0]) for i, (row, key) in enumerate(zip(rows, keys)) if eldest[key] == i], dropped
+        if key not in eldest or (pair := older(i, eldest[key]))[0] < pair[1]: eldest[key] = i
+    dropped = [_left_out(rows[i], lines[i], f"the same prompt and answer as {f'line {lines[j]}' if lines[j] else row_id(rows[j])}")
+               for i, j in enumerate(map(eldest.get, keys)) if i != j]
+    return [(row, key[0], line) for i, (row, key, line) in enumerate(zip(rows, keys, lines)) if eldest[key] == i], dropped
 
 # %% ../../nbs/12_data.split.ipynb #025
-def _families(named, pairs, seed):
-    "The units in families, the eldest of each first. A near copy in another group ties the two groups together."
-    units = [unit for _, _, unit in named]
-    eldest, families = {}, components((units[i], units[j]) for i, j, _ in pairs)
-    tied = {unit for family in families for unit in family}
-    for row, prompt, unit in named:
-        if unit in tied: eldest[unit] = min(eldest.get(unit, ((2,),)), (_age(row), _draw(prompt, seed)))
-    return [sorted(f, key=lambda unit: (eldest[unit], unit)) for f in families] + [[unit] for unit in dict.fromkeys(units) if unit not in tied]
+def _order(row, prompt, seed): return _age(row), _draw(prompt, seed), sha256_json(row) # the hashes order rows without an id
+
+_FIXED = 50 # rows that are asked for a fixed instruction
+
+def _instruction(texts):
+    """The shingles that more than half of the 50 eldest texts have: an instruction, which does not count for being near. Of the eldest, so that younger rows change nothing.
+    None for fewer texts."""
+    first = [shingles(text) for text in texts[:_FIXED]]
+    count = Counter(s for text in first for s in text)
+    return {s for s, n in count.items() if 2 * n > _FIXED} if len(first) == _FIXED else None
 
 # %% ../../nbs/12_data.split.ipynb #027
-def _deal(families, shares, seed, known):
-    "{unit: split}. Units of `known` keep theirs; a family goes with its eldest known unit, else where the draw of its eldest says."
-    place = {}
-    for family in families:
-        there = next((known[unit] for unit in family if unit in known), None) or _place(_draw(family[0], seed), shares)
-        for unit in family: place[unit] = known.get(unit, there)
-    return place
+def _linked(texts, pairs):
+    "For each row the first one with its text, and for each of these the first ones of all near texts."
+    same, near = list(range(len(texts))), {}
+    for i, j, value in pairs:
+        if value == 1 and skeleton(texts[i]) == skeleton(texts[j]): same[j] = i
+        else: near.setdefault(i, []).append(j); near.setdefault(j, []).append(i)
+    return same, near
 
-# %% ../../nbs/12_data.split.ipynb #031
+def _by_age(same, near, own, stays, follows):
+    """For each row its split, or None where it would tear a pair; and {split: eldest neighbour there}. Rows come in the order of age. `own` is where each
+    goes by itself, one that `stays` goes there in any case, and with `follows` a row goes where its neighbours are."""
+    there, out = {}, []                                              # {text: {split: the eldest of its rows there}}
+    for i, text in enumerate(same):
+        seen = {}
+        for t in (text, *near.get(text, ())):
+            for split, j in there.get(t, {}).items(): seen[split] = min(j, seen.get(split, j))
+        seen = dict(sorted(seen.items(), key=lambda o: o[1]))
+        place = next(iter(seen)) if follows and seen and not stays[i] else own[i]
+        if not stays[i] and seen.keys() - {place}: place = None
+        else: there.setdefault(text, {}).setdefault(place, i)
+        out.append((place, seen))
+    return out
+
+# %% ../../nbs/12_data.split.ipynb #035
 def _label_of(rows, key):
     "The label of most of the rows."
     for row in rows:
@@ -123,87 +144,127 @@ def _label_of(rows, key):
     count = Counter(str(row[key]) for row in rows)
     return min(count, key=lambda label: (-count[label], label))
 
-def _by_rank(families, units, shares, seed, key, known):
-    "{unit: split}: within each label the families in the order of their draw, cut at the shares; where some are known, each new one goes where most is lacking."
-    labels, place = {}, _deal(families, shares, seed, known)
-    for family in families: labels.setdefault(_label_of([row for unit in family for row in units[unit]], key), []).append(family)
+def _by_rank(units, follow, shares, seed, key, known):
+    "{unit: split}: within each label the units in the order of their draw, cut at the shares; where some are known, each new one goes where most is lacking. Those that `follow` others have no rank."
+    labels, place = {}, {}
+    for unit, rows in units.items(): labels.setdefault(_label_of(rows, key), []).append(unit)
     for same in labels.values():
-        same = sorted(same, key=lambda family: _draw(family[0], seed))
-        have = Counter(place[f[0]] for f in same if any(unit in known for unit in f))
+        same = [unit for unit in same if unit in known or unit not in follow]
+        have = Counter(known[unit] for unit in same if unit in known)
         cuts, old = (round(len(same) * shares[0]), round(len(same) * (1 - shares[2]))), bool(have)
-        for i, family in enumerate(same):
-            if any(unit in known for unit in family): continue
-            there = max(SPLITS, key=lambda s: shares[SPLITS.index(s)] * len(same) - have[s]) if old else SPLITS[(i >= cuts[0]) + (i >= cuts[1])]
-            have[there] += 1
-            place.update(dict.fromkeys(family, there))
+        for i, unit in enumerate(sorted(same, key=lambda unit: _draw(unit, seed))):
+            if unit in known: continue
+            place[unit] = max(SPLITS, key=lambda s: shares[SPLITS.index(s)] * len(same) - have[s]) if old else SPLITS[(i >= cuts[0]) + (i >= cuts[1])]
+            have[place[unit]] += 1
     return place
 
-# %% ../../nbs/12_data.split.ipynb #032
-_METHODS = {False: "hash of seed and {unit}: a row keeps its split when others are added, removed or shuffled",
+# %% ../../nbs/12_data.split.ipynb #037
+def _why(rows, unit, own, seen, group):
+    "Why a row with the neighbours `seen` is left out."
+    names = [f"{row_id(rows[j])} ({split})" for split, j in seen.items() if not group or split != own]
+    return f"a near copy of {names[0]}, while its group {unit!r} is in {own}" if group else f"a near copy of {names[0]} and of {names[1]}"
+
+def _near_facts(pairs, same, near, places):
+    "What the manifest says of near copies: how many rows are linked with others by them, in how many families, and how many were left out."
+    there = {}
+    for text, place in zip(same, places):
+        if place: there.setdefault(text, []).append(place)
+    linked = [(i, j) for i in near for j in near[i] if i < j and i in there and j in there] + [(i, i) for i, of in there.items() if len(of) > 1]
+    sizes = [sum(len(there[text]) for text in family) for family in components(linked)]
+    return {"threshold": pairs.threshold, "families": len(sizes), "rows": sum(sizes), "largest": max(sizes, default=0), "dropped": places.count(None),
+            "torn_pairs": sum(len({*there[i], *there[j]}) > 1 for i, j in linked), "complete": pairs.complete}
+
+# %% ../../nbs/12_data.split.ipynb #038
+@dataclass
+class _Known:
+    "What an earlier data set says."
+    places:dict = field(default_factory=dict) # {unit: split}
+    rows:set = field(default_factory=set)     # (prompt, unit) of its rows
+    ids:set = field(default_factory=set)      # ids of its rows
+    fixed:set|None = None                     # the instruction that was found in it
+
+def _placed(named, shares, seed, group, stratify, near, known):
+    "For each (row, prompt, unit) its split, or None and the reason; and what the manifest says of near copies."
+    where, there = known.places, known.rows
+    order = sorted(range(len(named)), key=lambda k: (named[k][1:] not in there, *_order(*named[k][:2], seed)))
+    rows, prompts, units = zip(*(named[k] for k in order))
+    texts = [asked(row) for row in rows] if near else []
+    fixed = known.fixed if known.fixed is not None else _instruction(texts)
+    pairs = near_duplicates(texts, near, common=fixed) if near else []
+    same, linked = _linked(texts, pairs) if near else (list(range(len(rows))), {})
+    own = {unit: where.get(unit) or _place(_draw(unit, seed), shares) for unit in units}
+    if stratify:
+        members = {}
+        for i, unit in enumerate(units): members.setdefault(unit, []).append(i)
+        follow = set() if group else {unit for unit, of in members.items() if same[of[0]] < of[0] or min(linked.get(same[of[0]], of)) < of[0]}
+        own |= _by_rank({unit: [rows[i] for i in of] for unit, of in members.items()}, follow, shares, seed, stratify, where)
+    dealt = _by_age(same, linked, [own[unit] for unit in units], [pair in there for pair in zip(prompts, units)], not group)
+    out = [None] * len(named)
+    for k, unit, (place, seen) in zip(order, units, dealt): out[k] = place, None if place else _why(rows, unit, own[unit], seen, group)
+    return out, {**_near_facts(pairs, same, linked, [place for place, _ in dealt]), "fixed": None if fixed is None else sorted(fixed)} if near else None
+
+# %% ../../nbs/12_data.split.ipynb #039
+_METHODS = {False: "hash of seed and {unit}: a row keeps its split when younger ones are added, or all are shuffled",
            True: "rank of the hash of seed and {unit} within each label: exact shares; a row next to a cut may move when rows are added"}
+_NEAR = {False: "a near copy goes with the elder row, and is left out when elder ones disagree", True: "a row with an elder near copy in another split is left out"}
 
 def _torn(where):
     "How many prompts stand in more than one split, of (prompt, split) pairs; only a group can tear them."
     return sum(n > 1 for n in Counter(prompt for prompt, _ in set(where)).values())
 
-# %% ../../nbs/12_data.split.ipynb #033
-def _near_facts(pairs, families, units, place, named):
-    "What the manifest says of near copies."
-    several = [sum(len(units[unit]) for unit in f) for f in families if len(f) > 1]
-    torn = sum(place[named[i][2]] != place[named[j][2]] for i, j, _ in pairs)
-    return {"threshold": pairs.threshold, "families": len(several), "rows": sum(several), "largest": max(several, default=0), "torn_pairs": torn, "complete": pairs.complete}
-
+# %% ../../nbs/12_data.split.ipynb #040
 def _split(rows, lines, ratios, seed, group, stratify, near, known):
-    "`split_rows` with the line of each row, or None, and the splits of units that are known already."
+    "`split_rows` with the line of each row, or None, and what is known of an earlier split."
     shares = parse_ratios(ratios)
     if not rows: raise UserError("there are no rows to split", fix="check that the right file was named", exit_code=1)
-    kept, dropped = _drop_repeats(rows, lines)
-    named = [(row, prompt, _unit(row, group) if group else prompt) for row, prompt in kept]
-    units, parts = {}, {name: [] for name in SPLITS}
-    for row, _, unit in named: units.setdefault(unit, []).append(row)
-    pairs = near_duplicates([asked(row) for row, _, _ in named], near, common=0.5) if near else []
-    families = _families(named, pairs, seed) if near else [[unit] for unit in units]
-    deal = lambda known: _by_rank(families, units, shares, seed, stratify, known) if stratify else _deal(families, shares, seed, known)
-    place, fresh = deal(known), deal({})
-    for row, _, unit in named: parts[place[unit]].append(row)
+    kept, dropped = _drop_repeats(rows, lines, known.ids)
+    named = [(row, prompt, _unit(row, group) if group else prompt) for row, prompt, _ in kept]
+    place = lambda known: _placed(named, shares, seed, group, stratify, near, known)
+    (placed, facts), parts = place(known), {name: [] for name in SPLITS}
+    fresh = place(_Known())[0] if known.places else placed
+    for (row, _, line), (split, why) in zip(kept, placed):
+        if split: parts[split].append(row)
+        else: dropped.append(_left_out(row, line, why))
     if not parts["train"]: raise UserError("no row fell into train", value=f"{len(kept)} rows", fix="take more rows, a larger share or another seed", exit_code=1)
     unit = f"the row's {group!r}" if group else "the row's prompt"
-    return Splits(**parts, manifest={"files": {}, "source": None, "seed": seed, "ratios": list(shares), "method": _METHODS[bool(stratify)].format(unit=unit) + ("; near copies go with the eldest of them" if near else ""),
-        "group": group, "stratify": stratify, "near": _near_facts(pairs, families, units, place, named) if near else None,
-        "kept_from_before": sum(place[unit] != fresh[unit] for _, _, unit in named), "dropped": dropped,
-        "prompts_in_two_splits": _torn([(prompt, place[unit]) for _, prompt, unit in named]), "created_by": f"ftlearn {__version__}"})
+    return Splits(**parts, manifest={"files": {}, "source": None, "seed": seed, "ratios": list(shares), "method": _METHODS[bool(stratify)].format(unit=unit) + (f"; {_NEAR[bool(group)]}" if near else ""),
+        "group": group, "stratify": stratify, "near": facts, "kept_from_before": sum(a != b and a is not None for (a, _), (b, _) in zip(placed, fresh)), "dropped": dropped,
+        "prompts_in_two_splits": _torn([(prompt, split) for (_, prompt, _), (split, _) in zip(named, placed) if split]), "created_by": f"ftlearn {__version__}"})
 
-# %% ../../nbs/12_data.split.ipynb #034
+# %% ../../nbs/12_data.split.ipynb #041
 def split_rows(
     rows:list,                          # rows in any of the three formats
     ratios:str|list|tuple="80/10/10",   # shares as in `parse_ratios`
     seed:int=0,                         # another seed deals all rows anew
     group:str|None=None,                # key whose value must stay in one split
     stratify:str|None=None,             # key whose values must have the same shares in every split; None leaves that to chance
-    near:float|None=0.8,                # prompts with at least this Jaccard index (10a) stay in one split; None looks at each row alone
+    near:float|None=0.8,                # prompts with at least this Jaccard index (10a) never stand in two splits; None looks at each row alone
     previous:Splits|None=None,          # an earlier split, whose rows keep their place
 ) -> Splits:
     "The rows dealt into three parts, in their order, without exact repeats. Raises `UserError` when train stays empty or a row lacks the group or label."
     return _split(rows, [None] * len(rows), ratios, seed, group, stratify, near, _known(previous, group))
 
 def _known(splits, group):
-    "{unit: split} of an earlier data set; empty for None."
-    if splits is None: return {}
-    return {str(row[group]) if group else _prompt_key(row): name for name in SPLITS for row in splits[name] if not group or row.get(group) is not None}
+    "What an earlier data set says; nothing for None."
+    rows = [(row, name) for name in SPLITS for row in splits[name] if not group or row.get(group) is not None] if splits is not None else []
+    named = [(_prompt_key(row), _unit(row, group), name) for row, name in rows]
+    fixed = ((splits.manifest.get("near") or {}) if splits is not None else {}).get("fixed")
+    return _Known({unit: name for _, unit, name in named}, {(prompt, unit) for prompt, unit, _ in named}, {row_id(row) for row, _ in rows}, None if fixed is None else set(fixed))
 
-# %% ../../nbs/12_data.split.ipynb #036
+# %% ../../nbs/12_data.split.ipynb #043
 def _claim(n):
     "What `n` test rows can show, in words."
     return (f"{n:,} test rows show a difference of {100 * detectable(n):.0f} points or more between two models (paired, a quarter of the answers differing, power 80 %); "
             f"10 points need {required_n(0.10)} rows, 5 points {required_n(0.05)}")
 
-# %% ../../nbs/12_data.split.ipynb #037
+# %% ../../nbs/12_data.split.ipynb #044
 def _remarks(m):
     "What a reader should know of a manifest's split."
-    if m.get("dropped"): yield f"exact repeats dropped: {len(m['dropped'])}"
+    near = m.get("near") or {}
+    if n := len(m.get("dropped", ())) - near.get("dropped", 0): yield f"exact repeats dropped: {n}"
+    if near.get("dropped"): yield f"left out, since near copies of theirs stand in another split: {near['dropped']}"
     if m.get("prompts_in_two_splits"): yield f"{m['prompts_in_two_splits']} prompts stand in two splits, torn apart by their groups: the test is not clean"
-    near = m.get("near")
-    if near and near["families"]: yield f"{near['rows']:,} rows in {near['families']:,} families of near copies, each in one split" + (f" but for {near['torn_pairs']} torn pairs (see `leakage`)" if near["torn_pairs"] else "")
+    if near and near["families"]: yield f"{near['rows']:,} rows in {near['families']:,} famil{'y' if near['families'] == 1 else 'ies'} of near copies, each in one split" + (f" but for {near['torn_pairs']} torn pairs of the earlier data set (see `leakage`)" if near["torn_pairs"] else "")
     if near and near["rows"] and near["largest"] > sum(f["rows"] for f in m["files"].values() or [{"rows": 10**9}]) / 5: yield f"one family has {near['largest']:,} rows, which no split can divide: raise `near`, or switch it off"
     if near and not near["complete"]: yield "so many rows are near copies that not all pairs were looked at"
     if m.get("kept_from_before"): yield f"{m['kept_from_before']} rows stand where the earlier data set had them"
@@ -220,7 +281,7 @@ def _repr_markdown_(self:Splits):
     claim = f"{_claim(len(self.test))}.\n\n" if self.test else ""
     return f"{head}\n\n{table}\n\n{claim}" + "; ".join([*notes, f"seed {m.get('seed')}, by {m.get('method')}"]) + "."
 
-# %% ../../nbs/12_data.split.ipynb #051
+# %% ../../nbs/12_data.split.ipynb #060
 def balance(
     splits:Splits, # rows in three parts
     key:str,       # key of the rows to count by, for example "label"
@@ -232,7 +293,7 @@ def balance(
              "off by": max(abs(100 * counts[s][value] / n[s] - 100 * total[value] / sum(total.values())) for s in SPLITS if splits[s])}
             for value in sorted(total)]
 
-# %% ../../nbs/12_data.split.ipynb #061
+# %% ../../nbs/12_data.split.ipynb #079
 _STOP = (".", "!", "?", ":")
 
 def _masked(words, names):
@@ -253,7 +314,7 @@ def _templates(texts):
              if w[:1].isupper() and w.casefold() not in lower and not before.endswith(_STOP)}
     return [_masked(words, names) for words in split]
 
-# %% ../../nbs/12_data.split.ipynb #064
+# %% ../../nbs/12_data.split.ipynb #082
 LEAKS = {"leak-exact": ("error", "asks the same as"), "leak-near": ("error", "asks almost the same as"), "leak-template": ("warning", "has the same template as")}
 
 @dataclass(repr=False)
@@ -275,7 +336,7 @@ class Leakage:
         "The ids (`row_id`) of the rows in `split` that have a twin in another part: leave them out for a clean score."
         return {row_id(row) for line, row in enumerate(self.splits[split], 1) if self.twins.get((split, line), (None,))[0] in codes}
 
-# %% ../../nbs/12_data.split.ipynb #065
+# %% ../../nbs/12_data.split.ipynb #083
 def _alike(keys, code, index, rows, best):
     "Note for each row its first twin with the same key in every other part."
     seen = {}
@@ -290,7 +351,7 @@ def _note(best, rows, i, j, code, index):
     rank = list(LEAKS).index(code), -index, SPLITS.index(rows[j][0])
     if i not in best or rank < best[i][0]: best[i] = rank, (code, rows[j][0], rows[j][1], index)
 
-# %% ../../nbs/12_data.split.ipynb #066
+# %% ../../nbs/12_data.split.ipynb #084
 def leakage(
     splits:Splits,         # from `split_rows`, `prep` or `load_splits`
     threshold:float=0.8,   # least Jaccard index of two prompts (10a) to be called near
@@ -299,7 +360,9 @@ def leakage(
     rows = [(name, line, row) for name in SPLITS for line, row in enumerate(splits[name], 1)]
     texts, best = [asked(row) for _, _, row in rows], {}
     _alike([skeleton("\n".join(f"{m['role']}: {m['content']}" for m in prompt_of(row))) for _, _, row in rows], "leak-exact", 1.0, rows, best)
-    pairs = near_duplicates(texts, threshold, common=0.5)
+    fixed = (splits.manifest.get("near") or {}).get("fixed")
+    if fixed is None: fixed = _instruction([texts[i] for i in sorted(range(len(rows)), key=lambda i: _order(rows[i][2], _prompt_key(rows[i][2]), splits.manifest.get("seed", 0)))])
+    pairs = near_duplicates(texts, threshold, common=None if fixed is None else set(fixed))
     same = list(range(len(rows)))                                  # rows with equal shingles stand for each other
     for family in components((i, j) for i, j, v in pairs if v == 1):
         for i in family: same[i] = min(family)
@@ -320,7 +383,7 @@ def _leak(split, line, code, other, at, index, splits):
     fix = "split again with `ftlearn prep`, which keeps near copies together" if severity == "error" else "look at both; a `group` for each template keeps it in one split"
     return Finding(code, severity, line, f"{split} row {row_id(splits[split][line - 1])} {words} {other} row {row_id(splits[other][at - 1])}{share}", fix, split)
 
-# %% ../../nbs/12_data.split.ipynb #071
+# %% ../../nbs/12_data.split.ipynb #089
 @patch
 def _repr_markdown_(self:Leakage):
     count = Counter((f.split, f.code) for f in self.findings)
@@ -330,7 +393,7 @@ def _repr_markdown_(self:Leakage):
     some = "\n".join(f"- {f.message}" for f in self.findings[:6])
     return f"{head}\n\n{table}" + (f"\n\n{some}" if some else "") + (f"\n\n... and {len(self.findings) - 6} more" if len(self.findings) > 6 else "")
 
-# %% ../../nbs/12_data.split.ipynb #077
+# %% ../../nbs/12_data.split.ipynb #095
 def _foreign(out):
     "What stands in the folder and belongs to no data set."
     ours = {*(f"{name}.jsonl" for name in SPLITS), "manifest.json"}
@@ -351,7 +414,7 @@ def _sha256(path):
     if not path.is_dir(): return sha256_file(path)
     return sha256_json({p.relative_to(path).as_posix(): sha256_file(p) for p in sorted(path.rglob("*")) if p.is_file()})
 
-# %% ../../nbs/12_data.split.ipynb #078
+# %% ../../nbs/12_data.split.ipynb #096
 def write_splits(
     splits:Splits,             # from `split_rows`
     out:str|Path,              # the directory; an older data set there is replaced
@@ -368,7 +431,7 @@ def write_splits(
         write_json(temp/"manifest.json", manifest)
     return Splits(splits.train, splits.validation, splits.test, manifest, out, splits.notes)
 
-# %% ../../nbs/12_data.split.ipynb #082
+# %% ../../nbs/12_data.split.ipynb #100
 def load_splits(
     path:str|Path,      # a data set directory
     verify:bool=True,   # compare every file with its hash in the manifest
@@ -387,7 +450,7 @@ def load_splits(
         parts[name] = read_jsonl(file, empty_ok=True)
     return Splits(**parts, manifest=manifest, path=path)
 
-# %% ../../nbs/12_data.split.ipynb #087
+# %% ../../nbs/12_data.split.ipynb #105
 def _earlier(out, settings):
     "The data set that stands in `out`, if it was made with the same settings, and a remark for the reader."
     if not (Path(out)/"manifest.json").is_file(): return None, []
@@ -404,7 +467,7 @@ def prep(
     seed:int=0,                         # another seed deals all rows anew
     group:str|None=None,                # key whose value must stay in one split
     stratify:str|None=None,             # key whose values must have the same shares in every split
-    near:float|None=0.8,                # prompts with at least this Jaccard index stay in one split; None looks at each row alone
+    near:float|None=0.8,                # prompts with at least this Jaccard index never stand in two splits; None looks at each row alone
     previous:str|Path|None=None,        # an earlier data set directory, whose rows keep their split; None: the one in `out`, if its settings are the same
 ) -> Splits:
     "A data set directory from a file. Raises `UserError` for bad rows (with file and line), bad ratios, or an `out` that holds something else."
