@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 # %% ../nbs/90_cli.ipynb #003
 import typer
 from ftlearn.core import UserError, pick_device, project_root, read_jsonl, unknown, versions, write_jsonl
+from ftlearn.train.checkpoint import Stopped
 
 # %% ../nbs/90_cli.ipynb #006
 app = typer.Typer(help="Learn to fine-tune a language model by doing it, and measure whether it worked.", no_args_is_help=True, add_completion=False,
@@ -26,7 +27,8 @@ def _verbs():
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 def _show(result, as_json=False):
-    "Print `result`: a dict as JSON, an object that shows itself through rich, text as it is."
+    "Print `result`: a dict as JSON, an object that shows itself through rich, text as it is. Of several processes the first speaks."
+    if int(os.environ.get("RANK", 0)): return
     if as_json: return print(json.dumps(result if isinstance(result, (dict, list)) else result.to_dict(), ensure_ascii=False, indent=1))
     from rich.console import Console
     from rich.markdown import Markdown
@@ -64,6 +66,9 @@ def main(args:list|None=None # arguments without the program's name; None: those
     try:
         code = app(args, standalone_mode=False) or 0
         if code == 130: _say(_again)
+    except Stopped as e:
+        _say(str(e))
+        code = e.exit_code
     except UserError as e:
         if debug: raise
         _say(f"error: {e}")
@@ -187,6 +192,20 @@ def _train(data:Annotated[str, typer.Option(help="A data set directory, a file o
     _show(done.manifest if as_json else done, as_json)
 
 # %% ../nbs/90_cli.ipynb #038
+@app.command("estimate")
+def _estimate(data:Annotated[str, typer.Option(help="A data set directory, a file of rows, or the name of a set that ships.")],
+              model:Annotated[Optional[str], typer.Option(help="A name of the model table, a folder, or tiny.")]=None,
+              method:Annotated[Optional[str], typer.Option(help="lora, qlora, dora, full, prompt or ia3")]=None,
+              config:Annotated[Optional[Path], typer.Option(help="A TOML file of settings.")]=None,
+              set_:Annotated[Optional[list[str]], typer.Option("--set", help="key=value, as often as needed.")]=None,
+              memory:Annotated[Optional[float], typer.Option(help="GB of memory to fit into; without it, what is free here.")]=None, as_json:Json=False):
+    "Memory, time and cost of a run, before anything is spent. Exit 1 when it does not fit."
+    from ftlearn.model.budget import estimate_run
+    found = estimate_run(_config(config, set_, data=data, model=model, method=method), available=memory * 1e9 if memory is not None else None)
+    _show(found, as_json)
+    return 1 if found.fit.verdict == "does not fit" else 0
+
+# %% ../nbs/90_cli.ipynb #044
 def _predict(run, c, loaded, rows, name):
     "Predictions of one model on `rows` with the settings `c`, through the run's store, written to predictions/NAME.jsonl."
     from ftlearn.evaluate.generate import generate
@@ -223,7 +242,7 @@ def _evaluate_run(path, data=None, split="test", metrics=None):
     _predict(run, run.config, load_tuned(run, _say), rows, "tuned")
     return report(run.path, metrics=names)
 
-# %% ../nbs/90_cli.ipynb #039
+# %% ../nbs/90_cli.ipynb #045
 @app.command("evaluate")
 def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data:Optional[str]=None, split:str="test",
               metrics:Annotated[Optional[str], typer.Option(help="Names, comma-separated; all when left out.")]=None, as_json:Json=False):
@@ -232,7 +251,7 @@ def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data
     _show(result, as_json)
     if not as_json: _say(f"report: {run / 'report.html'}")
 
-# %% ../nbs/90_cli.ipynb #043
+# %% ../nbs/90_cli.ipynb #049
 @app.command("score")
 def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, comma-separated.")]="exact_match,token_f1",
            normalize:Annotated[str, typer.Option(help="none or squad, for exact_match")]="none", level:float=0.95, as_json:Json=False):
@@ -245,17 +264,17 @@ def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, co
     for name, s in scores.items():
         i = s.interval(level)
         table[name] = {"score": s.score, "low": i.low, "high": i.high}
-    if as_json: return _show({"n": len(rows), "scores": table}, True)
-    _show(f"**{len(rows)} predictions**\n\n" + md_table([{"metric": k, **v} for k, v in table.items()]))
+    if as_json: return _show({"n": len(rows), "scores": table, **({"undefined": scores.undefined} if scores.undefined else {})}, True)
+    _show(f"**{len(rows)} predictions**\n\n" + md_table([{"metric": k, **v} for k, v in table.items()]) + "".join(f"\n\n`{k}` is undefined here and left out: {why}" for k, why in scores.undefined.items()))
 
-# %% ../nbs/90_cli.ipynb #045
+# %% ../nbs/90_cli.ipynb #051
 @app.command("compare")
 def _compare(base:Path, tuned:Path, metric:Annotated[str, typer.Option(help="One metric's name.")]="exact_match", as_json:Json=False):
     "Two predictions files on the same rows: difference, interval, p and verdict."
     from ftlearn.evaluate.report import compare
     _show(compare(base, tuned, metric), as_json)
 
-# %% ../nbs/90_cli.ipynb #047
+# %% ../nbs/90_cli.ipynb #053
 @app.command("power")
 def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to find, 0 to 1.")]=None, n:Annotated[Optional[int], typer.Option(help="The number of test rows you have.")]=None,
            discordance:Annotated[float, typer.Option(help="Share of rows on which the two models differ.")]=0.25, alpha:float=0.05, power:float=0.8, as_json:Json=False):
@@ -268,7 +287,7 @@ def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to
     need = required_n(delta, discordance, alpha=alpha, power=power)
     _show({"delta": delta, "discordance": discordance, "alpha": alpha, "power": power, "n": need} if as_json else f"**{need} rows are needed to show a difference of {delta}**", as_json)
 
-# %% ../nbs/90_cli.ipynb #051
+# %% ../nbs/90_cli.ipynb #057
 def _answer(loaded, messages, run=None):
     "One greedy answer to a conversation."
     from ftlearn.evaluate.generate import generate
@@ -290,7 +309,7 @@ def _system_of(run):
     first = prompt_of(_rows_of(run, None, "train")[0])
     return [m for m in first if m["role"] == "system"]
 
-# %% ../nbs/90_cli.ipynb #052
+# %% ../nbs/90_cli.ipynb #058
 @app.command("chat")
 def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annotated[Optional[str], typer.Argument(help="One question; left out, a conversation line by line.")]=None):
     "One answer, or a conversation, in the terminal."
@@ -301,7 +320,7 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
     while (line := _typed()):
         print(_answer(loaded, [*start, {"role": "user", "content": line}], run))
 
-# %% ../nbs/90_cli.ipynb #056
+# %% ../nbs/90_cli.ipynb #062
 @app.command("package")
 def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write.")], to:Annotated[str, typer.Option(help="merged")]="merged", as_json:Json=False):
     "Merge a run for deployment and certify that its answers stayed the same. Exit 1 when they did not."
@@ -321,7 +340,7 @@ def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write
     _show(certificate, as_json)
     return 0 if certificate.ok else 1
 
-# %% ../nbs/90_cli.ipynb #059
+# %% ../nbs/90_cli.ipynb #065
 def _demo_out(method, model, data):
     "runs/demo for the defaults; the name says what differs from them."
     parts = [str(p).rstrip("/").split("/")[-1].removesuffix(".jsonl") for p in (method, model, data) if p]
@@ -352,7 +371,7 @@ def _demo_loop(config, run):
     _predict(run, config, tuned, splits.test, "tuned")
     return tuned, splits
 
-# %% ../nbs/90_cli.ipynb #060
+# %% ../nbs/90_cli.ipynb #066
 def _demo_ask(run, tuned, splits, prompt):
     "One answer: to `prompt`, to what is typed in a terminal, or else to the first test row."
     from ftlearn.data.formats import prompt_of

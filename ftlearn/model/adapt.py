@@ -215,7 +215,7 @@ METHODS = {
 # %% ../../nbs/21_model.adapt.ipynb #061
 def _peft_config(method, config, virtual_tokens):
     "PEFT's own configuration for a method."
-    if method == 'prompt': return PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=virtual_tokens, prompt_tuning_init=PromptTuningInit.RANDOM)
+    if method == 'prompt': return PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=virtual_tokens, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
     targets = config.target_modules
     if method == 'ia3': return IA3Config(task_type='CAUSAL_LM')     # PEFT knows the layers of each architecture
     return LoraConfig(task_type='CAUSAL_LM', r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=targets, use_dora=method == 'dora')
@@ -243,11 +243,13 @@ def adapt(
         backend, why = choose_quant(model, config)
         print(f'4-bit weights, {backend}: {why}', file=sys.stderr)
         quantize(model, backend, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant)
-    try: return get_peft_model(model, _peft_config(method, config, virtual_tokens), autocast_adapter_dtype=trained_in_fp32)
+    try: adapted = get_peft_model(model, _peft_config(method, config, virtual_tokens), autocast_adapter_dtype=trained_in_fp32)
     except ValueError as e:
         raise UserError(f'PEFT cannot put {method} on this model ({str(e).splitlines()[0][:200]})', value=config.target_modules, allowed=['all-linear', *_linear_names(model)], fix='set target_modules') from None
+    if quantized(model) == 'bnb': model.is_loaded_in_4bit = False      # TRL asks this too, and would put what trains in bfloat16
+    return adapted
 
-# %% ../../nbs/21_model.adapt.ipynb #069
+# %% ../../nbs/21_model.adapt.ipynb #073
 def compare_methods(
     make, # a function that makes a fresh model
     methods=tuple(METHODS), # which to compare
