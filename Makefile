@@ -28,9 +28,9 @@ demo: $(STAMP) ## the whole loop on real data, base against tuned (METHOD= MODEL
 lab: $(STAMP) ## open JupyterLab at the first tutorial (LAB="--no-browser" is passed on)
 	$(VENV)/bin/jupyter lab nbs/tutorials/00_the_whole_loop.ipynb $(LAB)
 
-test: check ## the quick checks, then every notebook, then pytest (JOBS=1 runs one notebook at a time)
+test: check ## the quick checks, then every notebook, then pytest (JOBS=1: one at a time)
 	$(PY) tools/nbtest.py -j $(JOBS)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 check: $(STAMP) ## the quick checks: is everything as it should be? (runs no notebook)
 	@$(PY) tools/check.py

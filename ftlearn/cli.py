@@ -231,10 +231,8 @@ def _evaluate_run(path, data=None, split="test", metrics=None):
     from ftlearn.evaluate.report import report
     from ftlearn.model.load import load_model
     from ftlearn.train.sft import Run, load_tuned
-    from ftlearn.evaluate.metrics import METRICS
-    run, names = Run.open(path), metrics and [m.strip() for m in metrics.split(",")]
-    for name in names or []:
-        if name not in METRICS: raise unknown("metric", name, METRICS)
+    from ftlearn.evaluate.metrics import metric_names
+    run, names = Run.open(path), metrics and metric_names(metrics)
     rows = _rows_of(run, data, split)
     _say(f"the base model answers {len(rows)} prompts")
     _predict(run, run.config, load_model(run.config.model, device=pick_device(run.config.device, run.config.dtype)), rows, "base")
@@ -259,7 +257,7 @@ def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, co
     from ftlearn.core import md_table
     from ftlearn.evaluate.metrics import read_predictions, score
     rows = read_predictions(predictions)
-    scores = score([r["prediction"] for r in rows], [r["references"] for r in rows], [m.strip() for m in metrics.split(",")], normalize=normalize)
+    scores = score([r["prediction"] for r in rows], [r["references"] for r in rows], metrics, normalize=normalize)
     table = {}
     for name, s in scores.items():
         i = s.interval(level)

@@ -6,7 +6,7 @@
 __all__ = ['Config', 'parse_set', 'resolve']
 
 # %% ../nbs/01_config.ipynb #003
-import configparser, re, sys
+import configparser, re
 from pathlib import Path
 from typing import Literal
 from fastcore.basics import patch
@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 from .core import UserError, md_table, nearest, project_root, unknown
 
 # %% ../nbs/01_config.ipynb #004
-if sys.version_info >= (3, 11): import tomllib
-else: import tomli as tomllib
+import tomllib
 
 # %% ../nbs/01_config.ipynb #008
 def _s(default, meaning, **limits): return Field(default, description=meaning, **limits)

@@ -6,6 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")   # before anything imports a Hub client
 os.environ.setdefault("MPLBACKEND", "agg")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"): os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))   # before anything imports torch
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
 
 

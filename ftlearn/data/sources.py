@@ -15,8 +15,7 @@ from ..core import UserError, atomic_dir, cache_dir, data_root, file_lock, md_ta
 from .formats import load_rows
 
 # %% ../../nbs/14_data.sources.ipynb #004
-if sys.version_info >= (3, 11): import tomllib
-else: import tomli as tomllib
+import tomllib
 
 # %% ../../nbs/14_data.sources.ipynb #006
 def names() -> list[str]:

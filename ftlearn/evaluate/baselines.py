@@ -17,7 +17,7 @@ from ..core import UserError, md_table, write_jsonl
 from ..data.duplicates import asked
 from ..data.formats import answer_of, prompt_of, row_id, to_messages
 from .match import parse_json
-from .metrics import METRICS, read_predictions, score
+from .metrics import metric_names, read_predictions, score
 from ..stats import verdict
 
 # %% ../../nbs/34_evaluate.baselines.ipynb #005
@@ -379,8 +379,8 @@ def ladder(
     seed:int=0,            # same seed, same intervals
 ) -> Ladder:
     "Scores with intervals, gaps to the best, costs and latencies of all rungs. Raises `UserError` for rungs that did not answer the same rows, and for costs in two units."
-    names = [n.strip() for n in metrics.split(",")] if isinstance(metrics, str) else list(metrics)
-    if not rungs or not names: raise UserError("a ladder needs rungs and a metric", allowed=METRICS)
+    names = metric_names(metrics)
+    if not rungs: raise UserError("a ladder needs rungs")
     ids, by = _same_rows(rungs)
     refs = [by[rungs[0].name][i]["references"] for i in ids]
     scores = [score([by[r.name][i]["prediction"] for i in ids], refs, names) for r in rungs]

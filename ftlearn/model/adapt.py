@@ -141,6 +141,8 @@ def quantized(
     return getattr(model, 'ftlearn_quantized', None)
 
 # %% ../../nbs/21_model.adapt.ipynb #051
+def _room_to_unpack(size, free): return size <= free / 4
+
 def choose_quant(
     model, # loaded, not quantized yet
     config:Config|None=None, # its `quant` is taken unless it is "auto"
@@ -150,7 +152,7 @@ def choose_quant(
     if next(model.parameters()).device.type == 'cuda': return 'bnb', 'on a GPU 4-bit weights save memory, and unpacking them is quick'
     size, free = sum(p.numel() * p.element_size() for p in model.parameters()), free_memory()
     text = f'the unpacked weights take {size/1e6:,.0f} MB, and {free/1e6:,.0f} MB are free'
-    if size <= free / 4: return 'dequantized', f'{text}: the same arithmetic as in 4 bits, at the speed of LoRA'
+    if _room_to_unpack(size, free): return 'dequantized', f'{text}: the same arithmetic as in 4 bits, at the speed of LoRA'
     return 'bnb', f'{text}: more than a quarter, so they stay in 4 bits, which is slower'
 
 # %% ../../nbs/21_model.adapt.ipynb #055

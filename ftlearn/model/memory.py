@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'ATTENTION', 'Shape', 'Model', 'Models', 'model_table', 's
            'layer_activations', 'Estimate', 'framework_bytes', 'estimate', 'Fit', 'fits', 'GuideSizes', 'guide_sizes']
 
 # %% ../../nbs/22_model.memory.ipynb #003
-import tomllib, datetime, math
+import datetime, math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/22_model.memory.ipynb #004
 from ..core import UserError, data_root, free_memory, md_table, read_json, unknown
+from ..cost import read_table
 
 # %% ../../nbs/22_model.memory.ipynb #008
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def _model(raw, n, path):
 def _tables(path=None):
     "The whole file"
     path = Path(path) if path else data_root() / "models.toml"
-    try: return tomllib.loads(path.read_text("utf-8")), path
-    except OSError as e: raise UserError("cannot read the model table", path=path, fix="restore data/models.toml, or name another") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise UserError(f"the model table is not TOML ({e})", path=path, exit_code=1) from e
+    return read_table("model", path), path
 
 # %% ../../nbs/22_model.memory.ipynb #013
 @dataclass(repr=False)
@@ -290,6 +289,11 @@ def _frozen(shape, quant, double, c):
     weights, constants = (shape.layers * sum(e[k] for e in each) for k in (0, 1))
     return weights + c * (shape.parameters - shape.block), constants, c * max(i * o for i, o in shape.linears.values())
 
+def _unpacks(size, free):
+    "Whether 21 would hold so many bytes of 4-bit weights unpacked."
+    from ftlearn.model.adapt import _room_to_unpack
+    return _room_to_unpack(size, free_memory() if free is None else free)
+
 def _logits(shape, kind, labels, tokens, c):
     "Bytes for the scores of the vocabulary: as computed, in float32, and their gradient"
     n = {"parts": min(labels, 128), "labels": labels, "all": tokens}[kind]
@@ -346,7 +350,7 @@ def estimate(
     if min(batch, length, accumulation) < 1: raise UserError("batch, length and accumulation are at least 1", value=(batch, length, accumulation))
     c, labels = 4 if dtype == "float32" else 2, batch * length // 2 if labels is None else labels
     if method != "qlora": quant = "none"
-    if quant == "auto": quant = "bnb" if device == "cuda" or c * shape.parameters > (free_memory() if free is None else free) / 4 else "dequantized"
+    if quant == "auto": quant = "dequantized" if device == "cpu" and _unpacks(c * shape.parameters, free) else "bnb"
     n = trained_numbers(shape, method, r, targets, virtual_tokens)
     weights, constants, unpacked = (4 * n, 0, 0) if method == "full" else _frozen(shape, quant, double_quant, c)
     tokens, kept = _activations(shape, method, batch, length, labels, shared, dict(attention=attention, dtype=dtype, r=r, targets=targets), checkpointing, virtual_tokens)
@@ -354,7 +358,7 @@ def estimate(
     table = batch * shape.heads * length**2 * (8 + 2 * c) if attention != "sdpa" else 0
     terms = {"framework": framework_bytes(device), "weights": weights, "quantization constants": constants, "dequantized copy": unpacked, "adapter": 0 if method == "full" else 4 * n, "gradients": 4 * n, "optimizer": _OPTIMIZERS[optimizer][0] * n,
              "copies of what trains": copies, "activations": kept, "logits": _logits(shape, logits, labels, tokens, c),
-             "weights file": c * shape.block if quant == "bnb" and device == "cpu" and c == 2 and shape.name != "tiny" else 0, "allocator": _tables()[0]["allocator"][device] * kept,
+             "weights file": c * shape.block if quant == "bnb" and device == "cpu" and c == 2 else 0, "allocator": _tables()[0]["allocator"][device] * kept,
              "identity of DoRA": max(0, _identity(shape, _adapted(shape, method, targets), c) - _logits(shape, logits, labels, tokens, c)) if method == "dora" else 0,
              "buffers": max(4 * c * tokens * shape.inner, table, (4 + c) * shape.embedding if method == "full" else 0)}
     settings = dict(batch=batch, length=length, labels=labels, tokens=tokens, trained=n, dtype=dtype, device=device, quant=quant, attention=attention, logits=logits, checkpointing=checkpointing, accumulation=accumulation, optimizer=optimizer, r=r)

@@ -86,6 +86,8 @@ class MethodResults:
         return cls(read_json(path))
 
 # %% ../../nbs/21b_model.methods.ipynb #032
+def _in_order(runs): return sorted(runs.values(), key=lambda r: sum(r["row_loss"]))
+
 def _difference(run, best):
     "In words: the loss against the best method's, row by row."
     if run is best: return "best"
@@ -95,7 +97,7 @@ def _difference(run, best):
 @patch
 def rows(self:MethodResults):
     "A row for each method, the lowest loss first."
-    order = sorted(self.runs.values(), key=lambda r: sum(r["row_loss"]))
+    order = _in_order(self.runs)
     rows = []
     for r in order:
         n, k = len(r["correct"]), sum(r["correct"])
@@ -108,7 +110,7 @@ def rows(self:MethodResults):
 @patch
 def best(self:MethodResults): # (name, names)
     "The method with the lowest loss, and those whose loss cannot be told from it: the interval of the difference reaches zero."
-    order = sorted(self.runs.values(), key=lambda r: sum(r["row_loss"]))
+    order = _in_order(self.runs)
     same = [r["method"] for r in order[1:] if paired_bootstrap(order[0]["row_loss"], r["row_loss"]).low <= 0]
     return order[0]["method"], same
 

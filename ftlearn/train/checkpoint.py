@@ -12,7 +12,7 @@ from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import UserError, md_table, read_json, sha256_file, sha256_json
+from ..core import UserError, md_table, read_json, sha256_file, sha256_json, _fsync
 
 # %% ../../nbs/41_train.checkpoint.ipynb #010
 MANIFEST = "manifest.json"
@@ -82,13 +82,6 @@ def verify_checkpoint(folder, # a checkpoint folder, RUN/checkpoints/step-000123
     return [p for p in found if p] + [Problem("extra", name, "not in the manifest") for name in extra]
 
 # %% ../../nbs/41_train.checkpoint.ipynb #028
-def _fsync(path):
-    "Asks the system to put a file's bytes, or a folder's entries, on the disk."
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
-# %% ../../nbs/41_train.checkpoint.ipynb #029
 def _fill(folder, step, write, meta):
     "Lets `write` fill `folder`, adds the manifest, and syncs all of it."
     write(folder)
@@ -97,7 +90,7 @@ def _fill(folder, step, write, meta):
     for name in _files(folder): _fsync(folder/name)
     for sub in [p for p in folder.rglob("*") if p.is_dir()] + [folder]: _fsync(sub)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #032
+# %% ../../nbs/41_train.checkpoint.ipynb #031
 _Saved = namedtuple("_Saved", "step path")
 
 def _saved(run_dir):
@@ -107,7 +100,7 @@ def _saved(run_dir):
         if (m := re.fullmatch(r"(?:\.old-)?step-(\d+)", p.name)) and p.is_dir(): found[int(m[1])] = p
     return [_Saved(*item) for item in sorted(found.items())]
 
-# %% ../../nbs/41_train.checkpoint.ipynb #035
+# %% ../../nbs/41_train.checkpoint.ipynb #034
 def _aside(home): return home/f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 def _discard(folder):
@@ -116,7 +109,7 @@ def _discard(folder):
     os.rename(folder, away)
     shutil.rmtree(away, ignore_errors=True)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #038
+# %% ../../nbs/41_train.checkpoint.ipynb #037
 def _sweep(home):
     "Removes temporary folders of processes that are gone."
     import psutil
@@ -124,7 +117,7 @@ def _sweep(home):
         pid = re.match(r"\.tmp-(\d+)-", p.name)
         if pid is None or int(pid[1]) == os.getpid() or not psutil.pid_exists(int(pid[1])): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #041
+# %% ../../nbs/41_train.checkpoint.ipynb #040
 def _rename(aside, target):
     "Gives the finished folder its name; an older checkpoint of the same step makes way first."
     old = target.parent/f".old-{target.name}"
@@ -134,7 +127,7 @@ def _rename(aside, target):
     os.rename(aside, target)
     _fsync(target.parent)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #043
+# %% ../../nbs/41_train.checkpoint.ipynb #042
 def _prune(run_dir, step, limit):
     "Deletes overtaken, broken and surplus checkpoints; the one at `step` has just been verified."
     kept, home = 1, Path(run_dir)/"checkpoints"
@@ -144,7 +137,7 @@ def _prune(run_dir, step, limit):
         else: _discard(old.path)
     if (twin := home/f".old-step-{step:06d}").exists(): _discard(twin)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #045
+# %% ../../nbs/41_train.checkpoint.ipynb #044
 @dataclass(repr=False)
 class Found:
     "The checkpoint to resume from. False in a condition when there is none."
@@ -155,14 +148,14 @@ class Found:
     def __repr__(self): return f"Found({self.path and self.path.name}, step={self.step}, skipped={self.skipped})"
     def __bool__(self): return self.path is not None
 
-# %% ../../nbs/41_train.checkpoint.ipynb #046
+# %% ../../nbs/41_train.checkpoint.ipynb #045
 @patch
 def _repr_markdown_(self:Found):
     head = f"**{self.path.name} verifies: resume at step {self.step}**" if self else "**No usable checkpoint: the run starts from the beginning**"
     rows = [{"skipped": name, "problem": p.code, "file": p.file, "detail": p.detail} for name, problems in self.skipped for p in problems]
     return head + ("\n\n" + md_table(rows) if rows else "")
 
-# %% ../../nbs/41_train.checkpoint.ipynb #047
+# %% ../../nbs/41_train.checkpoint.ipynb #046
 def newest(run_dir, # the run's folder
            ) -> Found: # path, step and meta of the newest checkpoint that verifies, and what was skipped
     "Finds the checkpoint with the highest step that verifies, byte by byte."
@@ -173,7 +166,7 @@ def newest(run_dir, # the run's folder
         skipped.append((saved.path.name, problems))
     return Found(None, skipped=skipped)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #050
+# %% ../../nbs/41_train.checkpoint.ipynb #049
 def _disk_full(error):
     "True when `error`, or what caused it, says that the disk or the quota is full."
     while error is not None:
@@ -182,10 +175,10 @@ def _disk_full(error):
         error = error.__cause__ or error.__context__
     return False
 
-# %% ../../nbs/41_train.checkpoint.ipynb #053
+# %% ../../nbs/41_train.checkpoint.ipynb #052
 class DiskFull(UserError): "The disk is full; says what is kept and what can be deleted."
 
-# %% ../../nbs/41_train.checkpoint.ipynb #054
+# %% ../../nbs/41_train.checkpoint.ipynb #053
 def _size(folder): return sum((Path(folder)/name).stat().st_size for name in _files(folder))
 
 def _spare(run_dir, good):
@@ -194,7 +187,7 @@ def _spare(run_dir, good):
     beside = [p/"checkpoints" for p in Path(run_dir).resolve().parent.iterdir() if p.name != Path(run_dir).name and (p/"adapter"/"ftlearn.json").exists()]
     return [(p, _size(p)) for p in mine + [b for b in beside if b.is_dir()]]
 
-# %% ../../nbs/41_train.checkpoint.ipynb #055
+# %% ../../nbs/41_train.checkpoint.ipynb #054
 def _full_error(run_dir, what, written=0):
     "The error for a full disk: what is needed, what is free, what can go."
     good = newest(run_dir)
@@ -204,7 +197,7 @@ def _full_error(run_dir, what, written=0):
     return DiskFull(f"the disk is full: {what}; {kept}", value=f"{free/1e6:.1f} MB free", allowed=f"at least {need/1e6:.1f} MB free", path=run_dir,
                     fix=f"{'delete ' + spare if spare else 'delete other runs or caches on the same disk'}, or set save_total_limit lower, then run the same command again")
 
-# %% ../../nbs/41_train.checkpoint.ipynb #056
+# %% ../../nbs/41_train.checkpoint.ipynb #055
 @contextlib.contextmanager
 def explain_full_disk(run_dir, # the run's folder
                       what="the run stopped", # what could not be done
@@ -216,7 +209,7 @@ def explain_full_disk(run_dir, # the run's folder
         if _disk_full(e): raise _full_error(run_dir, what) from e
         raise
 
-# %% ../../nbs/41_train.checkpoint.ipynb #059
+# %% ../../nbs/41_train.checkpoint.ipynb #058
 def save_checkpoint(run_dir,        # the run's folder; the checkpoint goes to run_dir/checkpoints/step-000123
                     step:int,       # optimizer steps done so far
                     write,          # function of one folder (Path) that puts the files there
@@ -236,7 +229,7 @@ def save_checkpoint(run_dir,        # the run's folder; the checkpoint goes to r
     _prune(run_dir, step, limit)
     return target
 
-# %% ../../nbs/41_train.checkpoint.ipynb #060
+# %% ../../nbs/41_train.checkpoint.ipynb #059
 def _write_aside(run_dir, target, step, write, meta):
     "The checkpoint under a temporary name, then under its own; nothing is left of one that fails."
     aside = _aside(target.parent)
@@ -250,7 +243,7 @@ def _write_aside(run_dir, target, step, write, meta):
         if _disk_full(e): raise _full_error(run_dir, f"checkpoint step {step} was not saved", written) from e
         raise
 
-# %% ../../nbs/41_train.checkpoint.ipynb #094
+# %% ../../nbs/41_train.checkpoint.ipynb #093
 class Stop:
     "In a `with` block a first SIGINT or SIGTERM is only noted, a second one acts as usual. True in a condition once one came."
     def __init__(self,
@@ -259,7 +252,7 @@ class Stop:
         self.signal, self.say, self._usual = None, say, {}
     def __bool__(self): return self.signal is not None
 
-# %% ../../nbs/41_train.checkpoint.ipynb #096
+# %% ../../nbs/41_train.checkpoint.ipynb #095
 @patch
 def __enter__(self:Stop):
     if threading.current_thread() is not threading.main_thread(): return self
@@ -271,7 +264,7 @@ def __enter__(self:Stop):
 def __exit__(self:Stop, *args):
     while self._usual: signal.signal(*self._usual.popitem())
 
-# %% ../../nbs/41_train.checkpoint.ipynb #097
+# %% ../../nbs/41_train.checkpoint.ipynb #096
 @patch
 def _note(self:Stop, number, frame):
     "The handler: it changes nothing but this object."
@@ -280,10 +273,10 @@ def _note(self:Stop, number, frame):
     with contextlib.suppress(RuntimeError):  # the signal came while this very stream was being written
         if self.say: self.say(f"{self.signal.name}: this step is finished and saved, then the run stops; once more stops it at once")
 
-# %% ../../nbs/41_train.checkpoint.ipynb #099
+# %% ../../nbs/41_train.checkpoint.ipynb #098
 class Stopped(UserError): "The run was asked to stop, and did, with its work saved."
 
-# %% ../../nbs/41_train.checkpoint.ipynb #100
+# %% ../../nbs/41_train.checkpoint.ipynb #099
 @patch
 def error(self:Stop,
           step:int # optimizer steps that are saved
@@ -291,7 +284,7 @@ def error(self:Stop,
     "The error to raise once everything is saved."
     return Stopped(f"stopped by {self.signal.name} after step {step}, which is saved", fix="the same command goes on from there", exit_code=128 + self.signal)
 
-# %% ../../nbs/41_train.checkpoint.ipynb #108
+# %% ../../nbs/41_train.checkpoint.ipynb #107
 @contextlib.contextmanager
 def run_lock(run_dir,          # the run's folder, made when missing
              timeout:float=0,  # seconds to wait for the other process; 0 fails at once

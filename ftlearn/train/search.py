@@ -20,7 +20,8 @@ from ftlearn.data.split import Splits, write_splits
 from ftlearn.model.adapt import adapt
 from ftlearn.stats import verdict as _verdict
 from ftlearn.train.checkpoint import Stopped
-from ftlearn.train.sft import Run, answer_loss, open_data, prepare_model, train
+from ftlearn.train.resume import random_state, set_random_state
+from ftlearn.train.sft import Run, answer_loss, open_data, prepare_model, train, with_own_rate
 from ftlearn.train.watch import smooth
 
 # %% ../../nbs/43_train.search.ipynb #006
@@ -79,12 +80,10 @@ def _repr_markdown_(self:RateCurve):
 # %% ../../nbs/43_train.search.ipynb #013
 @contextlib.contextmanager
 def _same_random():
-    "Python's, numpy's and torch's random states are afterwards what they were before."
-    import numpy as np
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try: yield
-        finally: random.setstate(states[0]); np.random.set_state(states[1])
+    "All random states are afterwards what they were before."
+    before = random_state()
+    try: yield
+    finally: set_random_state(before)
 
 def _sweep_rows(config, tokenizer, n):
     "`n` encoded training rows in random order, repeated where there are fewer."
@@ -326,14 +325,18 @@ class SearchResult:
     def config(self)->Config: "The base config with the best trial's settings."; return _applied(self.base, self.best["params"])
 
 # %% ../../nbs/43_train.search.ipynb #038
+def _mean(values):
+    "Mean, and half the width of its 95 % interval. Source: Student 1908, The probable error of a mean."
+    from scipy.stats import t
+    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
 @patch(as_prop=True)
 def difference(self:SearchResult)->tuple|None: # (mean, low, high), or None with fewer than two seeds
-    "Best minus default, paired by seed, with its 95 % interval. Source: Student 1908, The probable error of a mean."
+    "Best minus default, paired by seed, with its 95 % interval."
     if len(self.seeds) < 2: return None
-    from scipy.stats import t
     d = [s["best"] - s["default"] for s in self.seeds]
-    half = t.ppf(0.975, len(d) - 1) * statistics.stdev(d) / math.sqrt(len(d))
-    return statistics.fmean(d), statistics.fmean(d) - half, statistics.fmean(d) + half
+    mean, half = _mean(d)
+    return mean, mean - half, mean + half
 
 @patch(as_prop=True)
 def verdict(self:SearchResult)->str:
@@ -368,7 +371,6 @@ def _repr_markdown_(self:SearchResult):
 def plot(self:SearchResult): # a matplotlib Figure
     "Draws each trial's loss, and default against best over the seeds with 95 % intervals. Raises `UserError` when no trial was finished."
     import matplotlib.pyplot as plt
-    from scipy.stats import t as student
     best = self.best
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), width_ratios=[3, 2], sharey=True, layout="constrained")
     for state, colour in (("complete", "tab:blue"), ("pruned", "tab:gray")):
@@ -378,9 +380,8 @@ def plot(self:SearchResult): # a matplotlib Figure
     left.set(xlabel="trial", ylabel="validation loss (nats per token)"); left.legend(frameon=False, fontsize=7)
     for s in self.seeds: right.plot([0, 1], [s["default"], s["best"]], "o-", ms=3, lw=0.8, color="tab:gray", alpha=0.6)
     for x, name in enumerate(("default", "best") if len(self.seeds) > 1 else ()):
-        values = [s[name] for s in self.seeds]
-        half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        right.errorbar([x], [statistics.fmean(values)], yerr=half, fmt="s", color="tab:orange", capsize=5)
+        mean, half = _mean([s[name] for s in self.seeds])
+        right.errorbar([x], [mean], yerr=half, fmt="s", color="tab:orange", capsize=5)
     right.set(xticks=[0, 1], xticklabels=["default", "best"], xlim=(-0.5, 1.5), xlabel=f"again, {len(self.seeds)} seeds")
     plt.close(fig)
     return fig
@@ -426,7 +427,7 @@ def search(config:Config, # the default to search around; `config.out` is the se
     Source: Akiba et al. 2019, Optuna; the sampler is TPE (Bergstra et al. 2011)."""
     if n_trials < 1 or seeds < 0: raise UserError("a search needs trials", value=f"n_trials={n_trials}, seeds={seeds}", allowed="n_trials of 1 or more, seeds of 0 or more")
     _check_space(config, space)
-    if config.method == "full" and config.provenance["learning_rate"] in ("default", "settings.ini"): config = config.but(learning_rate=5e-5)  # as `train` would take it
+    config = with_own_rate(config, say)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with file_lock(out / "study"):
