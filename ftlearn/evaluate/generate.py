@@ -87,8 +87,9 @@ def greedy(
     ids, mask, positions = left_pad(prompts, pad_id, model.device)
     answers, live, cache = [Answer() for _ in prompts], list(range(len(prompts))), roomy_cache(model.config)
     model, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
+    last = torch.tensor([-1], device=model.device)  # as a tensor: a slice (logits_to_keep=1) makes torch on the CPU copy the output layer once for every row
     while True:
-        out = model(**(first or {"input_ids": ids}), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**(first or {"input_ids": ids}), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
         first = None
         new, go_on = _take(out.logits, answers, live, stops, max_new_tokens, start)
         if not go_on: return answers
