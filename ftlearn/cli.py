@@ -226,30 +226,65 @@ def _rows_of(run, data, split):
     if not names[split]: raise UserError(f"there are no {split} rows", path=splits.path, fix="split with a larger share for it", exit_code=1)
     return names[split]
 
-def _evaluate_run(path, data=None, split="test", metrics=None):
-    "Base and tuned on the same rows, then the report."
+def _evaluate_run(path, data=None, split="test", **options):
+    "Base and tuned on the same rows, then the report with `options`."
     from ftlearn.evaluate.report import report
     from ftlearn.model.load import load_model
     from ftlearn.train.sft import Run, load_tuned
-    from ftlearn.evaluate.metrics import metric_names
-    run, names = Run.open(path), metrics and metric_names(metrics)
+    run = Run.open(path)
     rows = _rows_of(run, data, split)
     _say(f"the base model answers {len(rows)} prompts")
     _predict(run, run.config, load_model(run.config.model, device=pick_device(run.config.device, run.config.dtype)), rows, "base")
     _say(f"the tuned model answers {len(rows)} prompts")
     _predict(run, run.config, load_tuned(run, _say), rows, "tuned")
-    return report(run.path, metrics=names)
+    return report(run.path, data=data, **options)
 
 # %% ../nbs/90_cli.ipynb #045
-@app.command("evaluate")
-def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data:Optional[str]=None, split:str="test",
-              metrics:Annotated[Optional[str], typer.Option(help="Names, comma-separated; all when left out.")]=None, as_json:Json=False):
-    "Base and tuned on the same prompts; writes report.html and report.json."
-    result = _evaluate_run(run, data, split, metrics)
-    _show(result, as_json)
-    if not as_json: _say(f"report: {run / 'report.html'}")
+Metrics = Annotated[Optional[str], typer.Option(help="Names, comma-separated, the deciding one first; all when left out.")]
+Gate = Annotated[Optional[list[str]], typer.Option("--gate", help='A demand such as "exact_match>=0.6", as often as needed. Exit 1 when one fails.')]
+Strict = Annotated[bool, typer.Option("--strict", help="A gate that these rows leave undecided counts as failed.")]
+Other = Annotated[Optional[list[str]], typer.Option("--other", help="NAME=RUN or NAME=PREDICTIONS.jsonl: a further system on the same rows.")]
+SeedRun = Annotated[Optional[list[str]], typer.Option("--seed-run", help="A run that differs from this one in the seed alone.")]
+By = Annotated[Optional[str], typer.Option("--by", help="How to slice: length, label, field or keys of the rows, comma-separated.")]
+LadderFile = Annotated[Optional[Path], typer.Option("--ladder", help="JSON of a ladder of cheaper ways (34).")]
+Ratings = Annotated[Optional[Path], typer.Option("--ratings", help='JSONL with {"rating": 1 to 5} a line.')]
 
-# %% ../nbs/90_cli.ipynb #049
+# %% ../nbs/90_cli.ipynb #046
+def _evidence(metrics, gate, other, seed_run, by, ladder, ratings):
+    "Options of the command line as those of `report`; what cannot be read is refused before anything is asked or trained."
+    from ftlearn.evaluate.gates import demand
+    from ftlearn.evaluate.metrics import metric_names
+    for g in gate or (): demand(g)
+    named = dict(x.split("=", 1) if "=" in x else (Path(x).stem, x) for x in other or ())
+    for path in (*named.values(), *(seed_run or ()), *(p for p in (ladder, ratings) if p)):
+        if not Path(path).exists(): raise UserError("there is no such run or file", path=path, fix="correct the name")
+    rated = [r.get("rating") for r in read_jsonl(ratings)] if ratings else None
+    if rated and not all(isinstance(x, (int, float)) for x in rated): raise UserError("a row has no rating", path=ratings, line=1 + next(k for k, x in enumerate(rated) if not isinstance(x, (int, float))), exit_code=1)
+    return dict(metrics=metrics and metric_names(metrics), gates=gate or (), others=named or None, seeds=seed_run or (), by=by and by.split(","), ladder=ladder, ratings=rated)
+
+def _judged(result, strict, as_json):
+    "Show a report; exit 1 when a named gate fails."
+    _show(result, as_json)
+    for g in result.gates.named: _say(f"gate {g.demand}: {g.outcome}. {g.evidence}")
+    if not as_json: _say(f"report: {result.path / 'report.html'}")
+    return 0 if result.gates.ok(strict) else 1
+
+# %% ../nbs/90_cli.ipynb #047
+@app.command("evaluate")
+def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data:Optional[str]=None, split:str="test", metrics:Metrics=None, gate:Gate=None, strict:Strict=False,
+              other:Other=None, seed_run:SeedRun=None, by:By=None, ladder:LadderFile=None, ratings:Ratings=None, as_json:Json=False):
+    "Base and tuned on the same prompts; writes report.html, .md, .json and a model card. Exit 1 when a named gate fails."
+    return _judged(_evaluate_run(run, data, split, **_evidence(metrics, gate, other, seed_run, by, ladder, ratings)), strict, as_json)
+
+@app.command("report")
+def _report(run:Annotated[Path, typer.Argument(help="A run directory with predictions.")], data:Optional[str]=None, metrics:Metrics=None, gate:Gate=None, strict:Strict=False,
+            other:Other=None, seed_run:SeedRun=None, by:By=None, ladder:LadderFile=None, ratings:Ratings=None, as_json:Json=False):
+    "The report anew from the answers that are there, no model needed: with other gates, further runs, seeds, or a ladder."
+    from ftlearn.evaluate.report import report
+    if not run.is_dir(): raise UserError("there is no such run", path=run, fix="ftlearn train ... --out RUN, then ftlearn evaluate RUN")
+    return _judged(report(run, data=data, **_evidence(metrics, gate, other, seed_run, by, ladder, ratings)), strict, as_json)
+
+# %% ../nbs/90_cli.ipynb #054
 @app.command("score")
 def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, comma-separated.")]="exact_match,token_f1",
            normalize:Annotated[str, typer.Option(help="none or squad, for exact_match")]="none", level:float=0.95, as_json:Json=False):
@@ -265,14 +300,14 @@ def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, co
     if as_json: return _show({"n": len(rows), "scores": table, **({"undefined": scores.undefined} if scores.undefined else {})}, True)
     _show(f"**{len(rows)} predictions**\n\n" + md_table([{"metric": k, **v} for k, v in table.items()]) + "".join(f"\n\n`{k}` is undefined here and left out: {why}" for k, why in scores.undefined.items()))
 
-# %% ../nbs/90_cli.ipynb #051
+# %% ../nbs/90_cli.ipynb #056
 @app.command("compare")
 def _compare(base:Path, tuned:Path, metric:Annotated[str, typer.Option(help="One metric's name.")]="exact_match", as_json:Json=False):
     "Two predictions files on the same rows: difference, interval, p and verdict."
     from ftlearn.evaluate.report import compare
     _show(compare(base, tuned, metric), as_json)
 
-# %% ../nbs/90_cli.ipynb #053
+# %% ../nbs/90_cli.ipynb #058
 @app.command("power")
 def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to find, 0 to 1.")]=None, n:Annotated[Optional[int], typer.Option(help="The number of test rows you have.")]=None,
            discordance:Annotated[float, typer.Option(help="Share of rows on which the two models differ.")]=0.25, alpha:float=0.05, power:float=0.8, as_json:Json=False):
@@ -285,7 +320,7 @@ def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to
     need = required_n(delta, discordance, alpha=alpha, power=power)
     _show({"delta": delta, "discordance": discordance, "alpha": alpha, "power": power, "n": need} if as_json else f"**{need} rows are needed to show a difference of {delta}**", as_json)
 
-# %% ../nbs/90_cli.ipynb #057
+# %% ../nbs/90_cli.ipynb #062
 def _answer(loaded, messages, run=None):
     "One greedy answer to a conversation."
     from ftlearn.evaluate.generate import generate
@@ -307,7 +342,7 @@ def _system_of(run):
     first = prompt_of(_rows_of(run, None, "train")[0])
     return [m for m in first if m["role"] == "system"]
 
-# %% ../nbs/90_cli.ipynb #058
+# %% ../nbs/90_cli.ipynb #063
 @app.command("chat")
 def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annotated[Optional[str], typer.Argument(help="One question; left out, a conversation line by line.")]=None):
     "One answer, or a conversation, in the terminal."
@@ -318,7 +353,7 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
     while (line := _typed()):
         print(_answer(loaded, [*start, {"role": "user", "content": line}], run))
 
-# %% ../nbs/90_cli.ipynb #062
+# %% ../nbs/90_cli.ipynb #067
 @app.command("package")
 def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write.")], to:Annotated[str, typer.Option(help="merged")]="merged", as_json:Json=False):
     "Merge a run for deployment and certify that its answers stayed the same. Exit 1 when they did not."
@@ -338,7 +373,7 @@ def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write
     _show(certificate, as_json)
     return 0 if certificate.ok else 1
 
-# %% ../nbs/90_cli.ipynb #065
+# %% ../nbs/90_cli.ipynb #070
 def _demo_out(method, model, data):
     "runs/demo for the defaults; the name says what differs from them."
     parts = [str(p).rstrip("/").split("/")[-1].removesuffix(".jsonl") for p in (method, model, data) if p]
@@ -369,7 +404,7 @@ def _demo_loop(config, run):
     _predict(run, config, tuned, splits.test, "tuned")
     return tuned, splits
 
-# %% ../nbs/90_cli.ipynb #066
+# %% ../nbs/90_cli.ipynb #071
 def _demo_ask(run, tuned, splits, prompt):
     "One answer: to `prompt`, to what is typed in a terminal, or else to the first test row."
     from ftlearn.data.formats import prompt_of

@@ -29,6 +29,8 @@ class _What(_Strict):
     data: str = _s("addresses", "the name of a data set that ships, a file of rows, or a data set folder", min_length=1)
     split: str = _s("70/10/20", "shares of train/validation/test, when data is not split yet")
     augment: float = _s(0.0, "made rows for each training row whose answer is copied from its question; 0 makes none", ge=0, le=100)
+    replay: str = _s("", "general rows mixed in against forgetting: a data set's name, file or folder; empty for none")
+    replay_share: float = _s(0.1, "share of the training rows that are such rows, where replay names them", gt=0, lt=1)
     out: str = _s("runs/demo", "the run directory that is written", min_length=1)
     seed: int = _s(42, "fixes every random number of the run", ge=0, lt=2**32)
     device: str = _s("auto", "auto takes a GPU if there is one", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -47,13 +49,22 @@ class _Training(_What):
     lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "constant", "constant_with_warmup"] = _s(
         "linear", "how the learning rate falls after the peak")
     weight_decay: float = _s(0.0, "pull of the trained weights towards zero", ge=0, lt=1)
+    neftune_noise_alpha: float = _s(0.0, "NEFTune: size of the noise on the embeddings in training; 5 is usual, 0 is none", ge=0)
     max_grad_norm: float = _s(1.0, "gradients longer than this are shortened to it; 0 is no limit", ge=0)
     eval_steps: int = _s(0, "validate every so many steps; 0 is four times in a run", ge=0)
     save_steps: int = _s(0, "checkpoint every so many steps; 0 is whenever it validates", ge=0)
     save_total_limit: int = _s(2, "how many checkpoints are kept, the newest", ge=1)
 
 # %% ../nbs/01_config.ipynb #014
-class _Adapter(_Training):
+class _Stopping(_Training):
+    early_stopping_patience: int = _s(0, "stop after so many validations in a row without a gain; 0 never stops early", ge=0)
+    early_stopping_threshold: float = _s(0.0, "a gain must be larger than this, in the unit of metric_for_best", ge=0)
+    load_best: bool = _s(False, "keep the weights of the best validation, and end with them in place of the last ones")
+    metric_for_best: str = _s("loss", "what is watched: loss, or a metric of generated answers, as exact_match", min_length=1)
+    metric_rows: int = _s(32, "validation rows that are answered at each validation for such a metric", ge=1)
+
+# %% ../nbs/01_config.ipynb #016
+class _Adapter(_Stopping):
     r: int = _s(16, "rank: inner width of a LoRA matrix pair; capacity and size grow with it", ge=1)
     lora_alpha: int = _s(32, "the adapter's output is multiplied by lora_alpha / r", ge=1)
     lora_dropout: float = _s(0.0, "share of the adapter's inputs set to zero in training", ge=0, lt=1)
@@ -62,7 +73,7 @@ class _Adapter(_Training):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = _s("nf4", "the 16 values that a 4-bit weight can have")
     bnb_4bit_use_double_quant: bool = _s(True, "store the scales of the 4-bit blocks in 8 bits as well")
 
-# %% ../nbs/01_config.ipynb #016
+# %% ../nbs/01_config.ipynb #018
 class _Lengths(_Adapter):
     max_length: int = _s(256, "tokens of a training row, prompt and answer", ge=2)
     truncation: Literal["error", "drop", "split", "keep_end"] = _s("error", "a row that is longer: stop and name it, leave it out, cut it into several, or keep its end")
@@ -70,11 +81,12 @@ class _Lengths(_Adapter):
     max_new_tokens: int = _s(128, "tokens of a generated answer, at most", ge=1)
     generation_batch_size: int = _s(32, "prompts that are answered at once", ge=1)
 
-# %% ../nbs/01_config.ipynb #018
+# %% ../nbs/01_config.ipynb #020
 # Names from other tools, so that the right one can be offered
 _ALIASES = dict(lr="learning_rate", epochs="num_train_epochs", epoch="num_train_epochs", steps="max_steps", batch_size="per_device_train_batch_size",
     rank="r", lora_r="r", lora_rank="r", alpha="lora_alpha", dropout="lora_dropout", warmup="warmup_ratio", scheduler="lr_scheduler_type",
-    max_seq_length="max_length", grad_clip="max_grad_norm", output_dir="out", load_in_4bit="quant", optim_steps="max_steps")
+    max_seq_length="max_length", grad_clip="max_grad_norm", output_dir="out", load_in_4bit="quant", optim_steps="max_steps",
+    patience="early_stopping_patience", load_best_model_at_end="load_best", metric_for_best_model="metric_for_best", neftune="neftune_noise_alpha", neftune_alpha="neftune_noise_alpha")
 
 def _unknown_setting(name, **where):
     names = list(_Lengths.model_fields)
@@ -83,7 +95,7 @@ def _unknown_setting(name, **where):
     e.value, e.settings = name, (name,)
     return e
 
-# %% ../nbs/01_config.ipynb #021
+# %% ../nbs/01_config.ipynb #023
 def _wrong(name, value, allowed, **kw):
     "A `UserError` about one setting, with `.settings`"
     e = UserError(f"{name} is wrong", value=value, allowed=allowed, **kw)
@@ -96,7 +108,7 @@ def _wrong_choice(name, value, options):
     e.settings = (name,)
     return e
 
-# %% ../nbs/01_config.ipynb #022
+# %% ../nbs/01_config.ipynb #024
 def _explain(err):
     "The first error of a pydantic `ValidationError` as a `UserError`"
     first = err.errors()[0]
@@ -109,14 +121,14 @@ def _explain(err):
                "string_pattern_mismatch": "auto, cpu, mps, cuda, cuda:0, cuda:1, ..."}.get(first["type"])
     return _wrong(name, value, allowed or re.sub(r"^(Input|String) should (be )?", "", first["msg"]), fix=f"look at {', '.join(others)} too" if others else None)
 
-# %% ../nbs/01_config.ipynb #024
+# %% ../nbs/01_config.ipynb #026
 def _clash(c, a, b, why, fix):
     "A `UserError` about two settings that contradict each other"
     e = UserError(f"{a}={getattr(c, a)!r} and {b}={getattr(c, b)!r} contradict each other: {why}", fix=fix)
     e.settings = (a, b)
     return e
 
-# %% ../nbs/01_config.ipynb #025
+# %% ../nbs/01_config.ipynb #027
 class _Checked(_Lengths):
     @field_validator("split")
     @classmethod
@@ -146,7 +158,7 @@ class _Checked(_Lengths):
         if self.dtype == "float16" and self.device == "cpu": raise _clash(self, "device", "dtype", "float16 is for GPUs", "use dtype=bfloat16 or float32")
         return self
 
-# %% ../nbs/01_config.ipynb #027
+# %% ../nbs/01_config.ipynb #029
 class Config(_Checked):
     "The settings of one run, checked. `resolve` makes it from layers; it cannot be changed afterwards, `but` makes a changed copy. Raises `UserError`."
     _provenance: dict = PrivateAttr(default_factory=dict)
@@ -160,7 +172,7 @@ class Config(_Checked):
         "Name to where its value came from: `default`, `settings.ini`, the name of a file, or `argument`"
         return {name: self._provenance.get(name, "default") for name in type(self).model_fields}
 
-# %% ../nbs/01_config.ipynb #036
+# %% ../nbs/01_config.ipynb #038
 def _typed(name, text):
     "The `text` of a setting as a value of its type; choices and limits are checked later, with all the others"
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -169,7 +181,7 @@ def _typed(name, text):
     try: return TypeAdapter(kind).validate_python(text)
     except ValidationError: raise _wrong(name, text, kinds[kind]) from None
 
-# %% ../nbs/01_config.ipynb #039
+# %% ../nbs/01_config.ipynb #041
 def parse_set(
     pairs:list, # texts of the form "name=value", as they follow `--set`
 )->dict:
@@ -184,7 +196,7 @@ def parse_set(
         found[name] = _typed(name, text)
     return found
 
-# %% ../nbs/01_config.ipynb #042
+# %% ../nbs/01_config.ipynb #044
 def _text(path):
     "The text of a settings file"
     try: return Path(path).read_text(encoding="utf-8-sig")
@@ -198,7 +210,7 @@ def _line_of(path, name):
     begin = next((i for i, l in enumerate(lines) if l.strip() == "[ftlearn]"), 0) if Path(path).suffix == ".ini" else 0
     return next((i for i, l in enumerate(lines, 1) if i > begin and wanted.match(l)), None)
 
-# %% ../nbs/01_config.ipynb #044
+# %% ../nbs/01_config.ipynb #046
 def _read_ini(path):
     "The texts in section [ftlearn]"
     reader = configparser.ConfigParser(default_section="no section", interpolation=None, inline_comment_prefixes=("#",))
@@ -215,7 +227,7 @@ def _read_toml(path):
         line = re.search(r"line (\d+)", str(e))  # "at end of document" otherwise
         raise UserError(f"not TOML ({e})", path=path, line=int(line[1]) if line else len(text.splitlines()), fix='texts need quotes: method = "lora"') from None
 
-# %% ../nbs/01_config.ipynb #046
+# %% ../nbs/01_config.ipynb #048
 def _placed(e, came):
     "The error `e`, to which the place of its settings is added; `came` maps a name to (layer, path)"
     known = [n for n in e.settings if n in came]
@@ -228,7 +240,7 @@ def _placed(e, came):
     e.args = (place + str(e) + tail,)
     return e
 
-# %% ../nbs/01_config.ipynb #047
+# %% ../nbs/01_config.ipynb #049
 def resolve(
     arguments:dict|None=None, # the last layer: name to value; a value of None counts as not given; a Path becomes its text
     file=None, # a TOML file of settings, as in a run's `config.toml`
@@ -250,13 +262,13 @@ def resolve(
     c._provenance.update({name: label for name, (label, _) in came.items()})
     return c
 
-# %% ../nbs/01_config.ipynb #049
+# %% ../nbs/01_config.ipynb #051
 def _project_settings():
     "The project's settings.ini, or None where there is no project"
     try: return project_root() / "settings.ini"
     except UserError: return None
 
-# %% ../nbs/01_config.ipynb #060
+# %% ../nbs/01_config.ipynb #062
 @patch
 def but(self:Config,
     **changes, # settings and their new values
@@ -267,14 +279,14 @@ def but(self:Config,
     c._provenance.update({**self._provenance, **{n: "argument" for n in changes}})
     return c
 
-# %% ../nbs/01_config.ipynb #063
+# %% ../nbs/01_config.ipynb #065
 @patch
 def to_toml(self:Config)->str:
     "All settings as TOML, in the order of this page; `resolve(file=...)` reads it."
     import tomli_w
     return tomli_w.dumps(self.model_dump())
 
-# %% ../nbs/01_config.ipynb #069
+# %% ../nbs/01_config.ipynb #071
 @patch
 def unused(self:Config)->dict:
     "Name to the reason, for settings that have no effect with the others as they are."
@@ -284,9 +296,12 @@ def unused(self:Config)->dict:
     if self.method != "qlora": found |= {n: "only with qlora" for n in ("quant", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
     if self.max_steps > 0: found["num_train_epochs"] = "max_steps overrides it"
     if self.lr_scheduler_type == "constant": found["warmup_ratio"] = "constant has no warm-up"
+    for name, without in (("early_stopping_threshold", "early_stopping_patience"), ("replay_share", "replay")):
+        if getattr(self, name) != type(self).model_fields[name].default and not getattr(self, without): found[name] = f"not without {without}"
+    if self.metric_rows != type(self).model_fields["metric_rows"].default and self.metric_for_best == "loss": found["metric_rows"] = "the loss takes all rows"
     return found
 
-# %% ../nbs/01_config.ipynb #071
+# %% ../nbs/01_config.ipynb #073
 @patch
 def show(self:Config,
     changed:bool=False, # True: only what is not a default
@@ -300,7 +315,7 @@ def show(self:Config,
         rows.append({"setting": name, "value": value, "from": source, "what it means": f"({off[name]}) {field.description}" if name in off else field.description})
     return md_table(rows)
 
-# %% ../nbs/01_config.ipynb #073
+# %% ../nbs/01_config.ipynb #075
 @patch
 def _repr_markdown_(self:Config):
     n = sum(source != "default" for source in self.provenance.values())

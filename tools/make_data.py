@@ -246,7 +246,165 @@ def make_reviews(packages, fetch):
                         "MIT", REVIEWS, fields, *review_rows(sdist), group="group", unpacked=True)
 
 
-SETS = {"addresses": make_addresses, "definitions": make_definitions, "verses": make_verses, "reviews": make_reviews}
+# -- probes: small slices that tell what a model could do before it was tuned
+
+PROBES_PACKAGE = {**DEFINITIONS_PACKAGE, "part": "usr/share/wordnet"}
+CONCRETE = "animal artifact body food person plant substance".split()
+PER_SLICE, LEAST_USES = 200, 3                                  # rows of a slice; how often WordNet's own texts use a word in this sense
+ANIMALS, PEOPLE = "dog cat horse bird cow fox lion rabbit".split(), "teacher doctor farmer singer pilot baker nurse lawyer".split()
+VERBS = {"sleep": "sleeps", "run": "runs", "eat": "eats", "walk": "walks", "wait": "waits", "sing": "sings", "swim": "swims", "rest": "rests"}
+PLACES = "in the garden,near the river,behind the house,at the station".split(",")
+PAST = {"break": ("broke", "broken"), "write": ("wrote", "written"), "steal": ("stole", "stolen"), "take": ("took", "taken"), "forget": ("forgot", "forgotten"),
+        "choose": ("chose", "chosen"), "see": ("saw", "seen"), "eat": ("ate", "eaten"), "drive": ("drove", "driven"), "give": ("gave", "given")}
+THINGS = {"break": "the cup", "write": "the letter", "steal": "the car", "take": "the key", "forget": "the name", "choose": "the colour", "see": "the film", "eat": "the bread",
+          "drive": "the bus", "give": "the answer"}
+HIM = {"man": "himself", "boy": "himself", "king": "himself", "woman": "herself", "girl": "herself", "queen": "herself"}
+
+
+def plural(noun): return noun + "es" if noun.endswith("x") else noun + "s"
+
+
+def grammar_pairs():
+    "{phenomenon: [(right, wrong)]}, every combination of the words above that makes sense."
+    out = defaultdict(list)
+    for noun in ANIMALS + PEOPLE:
+        many = plural(noun)
+        for verb, verbs in VERBS.items():
+            for place in PLACES:
+                out["agreement"] += [(f"The {noun} {verbs} {place}.", f"The {noun} {verb} {place}."), (f"The {many} {verb} {place}.", f"The {many} {verbs} {place}.")]
+            for other in PEOPLE:
+                if other != noun: out["agreement at a distance"] += [(f"The {noun} that saw the {plural(other)} {verbs} now.", f"The {noun} that saw the {plural(other)} {verb} now."),
+                                                                    (f"The {many} that saw the {other} {verb} now.", f"The {many} that saw the {other} {verbs} now.")]
+        for place in PLACES:
+            for one, more in (("this", "these"), ("that", "those")):
+                out["determiner"] += [(f"We found {one} {noun} {place}.", f"We found {more} {noun} {place}."), (f"We found {more} {many} {place}.", f"We found {one} {many} {place}.")]
+    for verb, (past, participle) in PAST.items():
+        for person in PEOPLE:
+            out["verb form"] += [(f"The {person} has {participle} {THINGS[verb]}.", f"The {person} has {past} {THINGS[verb]}."), (f"Yesterday the {person} {past} {THINGS[verb]}.", f"Yesterday the {person} {participle} {THINGS[verb]}.")]
+    for who, self in HIM.items():
+        for verb in "saw hurt helped blamed asked praised".split():
+            out["reflexive"].append((f"The {who} {verb} {self}.", f"The {who} {verb} {'herself' if self == 'himself' else 'himself'}."))
+        for place in PLACES: out["word order"].append((f"The {who} was waiting {place}.", f"The {who} waiting was {place}."))
+    for verb in "Did the,Does the".split(","):
+        for noun in PEOPLE:
+            for base, (_, participle) in PAST.items(): out["word order"].append((f"{verb} {noun} {base} {THINGS[base]}?", f"{verb} {noun} {THINGS[base]} {base}?"))
+    return out
+
+
+def grammar_slice():
+    "Minimal pairs: the choices are whole sentences that differ in one point."
+    rows = []
+    for phenomenon, pairs in grammar_pairs().items():
+        drawn = sorted(dict.fromkeys(pairs), key=lambda p: sha256_text(f"{SEED}:{p[0]}{p[1]}"))[:40]
+        rows += [{"group": phenomenon, "context": "", "choices": list(p), "answer": 0} for p in drawn]
+    return rows
+
+
+def synsets(lines):
+    "{offset: (lexicographer file, [(word, lexical id)], hypernyms, gloss, whether a named thing)} of a data file of WordNet."
+    out = {}
+    for line in lines:
+        if line.startswith("  "): continue
+        head, gloss = line.split(" | ", 1)
+        f = head.split()
+        n = int(f[3], 16)
+        words, at = [(f[4 + 2*i], int(f[5 + 2*i], 16)) for i in range(n)], 4 + 2*n
+        pointers = [(f[at + 1 + 4*i], f[at + 2 + 4*i]) for i in range(int(f[at]))]
+        out[f[0]] = (int(f[1]), words, [o for p, o in pointers if p in ("@", "@i")], gloss.strip(), any(p == "@i" for p, _ in pointers))
+    return out
+
+
+def above(offset, nouns):
+    "A synset and all that stand above it."
+    seen, todo = set(), [offset]
+    while todo:
+        o = todo.pop()
+        if o not in seen: seen.add(o); todo += nouns[o][2]
+    return seen
+
+
+RUDE = re.compile(r"offensive|slur\b|disparag|obscen|vulgar|derogat|sexual|prostitut|genital|murder|kill|excrement|feces|slang|intercourse", re.IGNORECASE)
+
+
+def plain_word(word): return word.isascii() and word.isalpha() and word.islower() and len(word) > 2
+
+
+def noun_slices(nouns, uses, drawn):
+    "`words` (which word has this definition) and `kinds` (what is it a kind of), each with three wrong choices."
+    pool = []                                                   # (hash, offset, word, definition, file): the word that is used most for a synset
+    for offset, (file, words, up, gloss, named) in nouns.items():
+        text = re.split(r'[;:,]\s*"', gloss)[0].split(";")[0].strip()
+        counted = [(uses.get((w, file, i), 0), w) for w, i in words if plain_word(w)]
+        if named or not counted or max(counted)[0] < LEAST_USES or not 4 <= len(text.split()) <= 16 or not usable(text) or RUDE.search(gloss) or offset in drawn or not up: continue
+        word = max(counted)[1]
+        if word in text.lower(): continue
+        pool.append((sha256_text(f"{SEED}:probe:{offset}"), offset, word, text, file))
+    pool.sort()
+    by_file, closure = defaultdict(list), {p[1]: above(p[1], nouns) for p in pool}
+    for p in pool: by_file[p[4]].append(p)
+    words, kinds, seen = [], [], set()
+    for h, offset, word, text, file in pool:
+        if word in seen: continue
+        others = [p for p in by_file[file] if p[2] != word and p[1] not in closure[offset] and offset not in closure[p[1]] and not {p[2]} & {w for w, _ in nouns[offset][1]}]
+        others = sorted(others, key=lambda p: sha256_text(f"{h}:{p[1]}"))[:3]
+        if len({p[2] for p in others}) == 3 and len(words) < PER_SLICE and not (FILES[file - 3] in CONCRETE and len(kinds) < len(words)):
+            seen.add(word)
+            words.append({"group": FILES[file - 3], "context": f"The word for \"{text}\" is", "choices": [f" {word}", *(f" {p[2]}" for p in others)], "answer": 0})
+            continue
+        parent = [(uses.get((w, nouns[o][0], i), 0), w) for o in nouns[offset][2] for w, i in nouns[o][1] if plain_word(w)]
+        wrong = sorted(((uses.get((w, f, i), 0), w) for o, (f, ws, *_ ) in ((p[1], nouns[nouns[p[1]][2][0]]) for p in pool[:400]) for w, i in ws if plain_word(w) and o not in closure[offset]), key=lambda x: sha256_text(f"{h}:{x[1]}"))
+        up = {w for o in closure[offset] for w, _ in nouns[o][1]}
+        wrong = list(dict.fromkeys(w for n, w in wrong if n >= LEAST_USES and w not in up))[:3]
+        if parent and max(parent)[0] >= LEAST_USES and len(wrong) == 3 and max(parent)[1] not in word and FILES[file - 3] in CONCRETE and len(kinds) < PER_SLICE:
+            seen.add(word)
+            article = "An" if word[0] in "aeiou" else "A"
+            kinds.append({"group": FILES[file - 3], "context": f"{article} {word} is a kind of", "choices": [f" {max(parent)[1]}", *(f" {w}" for w in wrong)], "answer": 0})
+        if len(words) == len(kinds) == PER_SLICE: break
+    return words, kinds
+
+
+def sentence_slice(files):
+    "Example sentences of WordNet, one a synset."
+    found = {}
+    for lines in files:
+        for offset, (*_, gloss, named) in synsets(lines).items():
+            for text in re.findall(r'"([^"]*)"', gloss)[:1]:
+                if 7 <= len(text.split()) <= 25 and text.isascii() and "`" not in text and "..." not in text and not RUDE.search(gloss) and text[0].isalpha(): found.setdefault(text[0].upper() + text[1:].rstrip(".") + ("" if text[-1] in "?!" else "."), offset)
+    return [{"text": t} for t in sorted(found, key=lambda t: sha256_text(f"{SEED}:{t}"))[:PER_SLICE]]
+
+
+PROBE_SLICES = {"grammar": "the right sentence of two that differ in one point", "words": "the word that has a definition, out of four of one field",
+                "kinds": "what a thing is a kind of, out of four", "sentences": "plain sentences, for perplexity"}
+
+
+def make_probes(packages, fetch):
+    deb = package(PROBES_PACKAGE, packages, [*APT, "wordnet-base=1:3.0-37"] if fetch else None)
+    with tarfile.open(fileobj=io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", str(deb)], None))) as tar:
+        read = lambda name: tar.extractfile(f"./{PROBES_PACKAGE['part']}/{name}").read().decode("utf-8").splitlines()
+        nouns, others, counts = read("data.noun"), [read("data.verb"), read("data.adj")], read("cntlist.rev")
+    uses = {}
+    for line in counts:
+        key, _, n = line.split()
+        word, sense = key.split("%")
+        if sense.startswith("1:"): uses[word, int(sense.split(":")[1]), int(sense.split(":")[2])] = int(n)
+    rows, _, licence = definitions(deb)
+    drawn = {row["source"].split(":")[1].removesuffix("-n") for row in rows}     # what data/definitions trains on is no measure of what was forgotten
+    words, kinds = noun_slices(synsets(nouns), uses, drawn)
+    made = {"grammar": grammar_slice(), "words": words, "kinds": kinds, "sentences": sentence_slice(others)}
+    files, table = {}, {}
+    for name, rows in made.items():
+        rows = sorted(rows, key=lambda r: sha256_text(f"{SEED}:{name}:{json.dumps(r)}"))
+        for i, row in enumerate(rows):
+            if "choices" in row:                                 # the right one stands at any place
+                k = int(sha256_text(f"{SEED}:{row['context']}{row['choices'][0]}")[:8], 16) % len(row["choices"])
+                row["choices"].insert(k, row["choices"].pop(0)); row["answer"] = k
+        text = "".join(json.dumps({"id": f"{name}-{i:03d}", **row}, ensure_ascii=False) + "\n" for i, row in enumerate(rows, 1))
+        files[f"{name}.jsonl"] = text
+        table[name] = {"title": PROBE_SLICES[name], "rows": len(rows), "sha256": sha256_text(text), "licence": "made here (Apache-2.0)" if name == "grammar" else "WordNet 3.0 licence"}
+    return {**files, "LICENSE": licence, "slices.toml": "# Written by tools/make_data.py.\n" + tomli_w.dumps({"origin": {**PROBES_PACKAGE, "made_by": "tools/make_data.py"}, "slices": table})}
+
+
+SETS = {"addresses": make_addresses, "definitions": make_definitions, "verses": make_verses, "reviews": make_reviews, "probes": make_probes}
 
 
 def main():

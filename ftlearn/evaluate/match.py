@@ -38,20 +38,19 @@ def interval(self:Scores,
     seed:int=0,             # same seed, same interval
     groups=None,            # one name a row, where rows come in groups (sentences of one review): then whole groups are redrawn
 ) -> Interval:
-    "Interval of the score: `wilson` for rows of 0 and 1 and where all rows have the same value, `bootstrap` otherwise, by cluster where there are groups."
-    flat = np.ptp(self.values) < 1e-9*self.scale
-    if groups is not None and not flat:
-        if self.rows is None: return bootstrap(self.values, level, n_resamples, seed, groups=groups)
-        rows = by_group(self.rows, groups)
-        return Interval(*percentiles(resampled(rows, self.statistic, n_resamples, seed), len(rows), level), level, "cluster bootstrap")
-    if flat or self.rows is None and np.isin(self.values, (0, 1)).all():
+    """Interval of the score: `wilson` for rows of 0 and 1 and where all rows have the score itself, `bootstrap` otherwise, by cluster where there are groups.
+    A score from sums that is the same in every redraw, such as a BLEU of 0 in short answers, has no interval from these rows: then from 0 to the best score, with the method "none"."""
+    flat = np.ptp(self.values) < 1e-9*self.scale and abs(self.score - self.values[0]) < 1e-9*self.scale
+    if flat or groups is None and self.rows is None and np.isin(self.values, (0, 1)).all():
         low, high = wilson(min(1.0, self.score/self.scale)*len(self), len(self), level)
         return Interval(low*self.scale, high*self.scale, level, "wilson")
-    if self.rows is None: return bootstrap(self.values, level, n_resamples, seed)
-    low, high = percentiles(resampled(self.rows, self.statistic, n_resamples, seed), len(self), level)
-    return Interval(low, high, level, "bootstrap")
+    if self.rows is None: return bootstrap(self.values, level, n_resamples, seed, groups=groups)
+    rows = by_group(self.rows, groups)
+    draws = resampled(rows, self.statistic, n_resamples, seed)
+    if np.ptp(draws) < 1e-9*self.scale: return Interval(0.0, self.scale, level, "none: every redraw gives the same score")
+    return Interval(*percentiles(draws, len(rows), level), level, "bootstrap" if groups is None else "cluster bootstrap")
 
-# %% ../../nbs/30_evaluate.match.ipynb #015
+# %% ../../nbs/30_evaluate.match.ipynb #016
 @patch
 def against(self:Scores,
     base:Scores,            # the same metric on the same rows, answered by the base
@@ -65,7 +64,7 @@ def against(self:Scores,
     if self.rows is None: return paired_bootstrap(base.values, self.values, n_resamples, seed, level, groups=groups)
     return paired_bootstrap(base.rows, self.rows, n_resamples, seed, level, self.statistic, groups)
 
-# %% ../../nbs/30_evaluate.match.ipynb #017
+# %% ../../nbs/30_evaluate.match.ipynb #018
 @patch
 def __getitem__(self:Scores, name):
     if name not in self.parts: raise UserError(f"{self.name} has no part of this name", value=name, allowed=list(self.parts) or "none")
@@ -81,7 +80,7 @@ def _repr_markdown_(self:Scores):
     extra = [self.signature and f"`{self.signature}`", *self.notes]
     return "\n\n".join([md_table(rows, floatfmt=digits), *[e for e in extra if e]])
 
-# %% ../../nbs/30_evaluate.match.ipynb #022
+# %% ../../nbs/30_evaluate.match.ipynb #023
 def as_pairs(
     predictions,      # one string a row
     references,       # one string a row, or a list of strings a row
@@ -102,16 +101,16 @@ def as_pairs(
         if not r and not empty: raise UserError(f"row {i} (from 0) has no reference", fix="leave the row out, or add what is right")
     return predictions, [list(r) for r in refs]
 
-# %% ../../nbs/30_evaluate.match.ipynb #026
+# %% ../../nbs/30_evaluate.match.ipynb #027
 class Undefined(UserError):
     "A metric has no meaning for these data."
 
-# %% ../../nbs/30_evaluate.match.ipynb #029
+# %% ../../nbs/30_evaluate.match.ipynb #030
 def _best(name, measure, predictions, references):
     values = np.array([max(measure(p, r) for r in refs) for p, refs in zip(predictions, references)], dtype=np.float64)
     return Scores(name, values, float(values.mean()))
 
-# %% ../../nbs/30_evaluate.match.ipynb #031
+# %% ../../nbs/30_evaluate.match.ipynb #032
 _ARTICLES, _PUNCTUATION = re.compile(r"\b(a|an|the)\b"), str.maketrans("", "", string.punctuation)
 
 def normalize_squad(
@@ -120,7 +119,7 @@ def normalize_squad(
     "`text` as SQuAD's scripts compare it: lower case, no ASCII punctuation, no English articles, single spaces. Source: Rajpurkar et al. (2016)."
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
-# %% ../../nbs/30_evaluate.match.ipynb #035
+# %% ../../nbs/30_evaluate.match.ipynb #036
 def exact_match(
     predictions,           # one string a row
     references,            # one string or a list of strings a row; any of them is right
@@ -131,7 +130,7 @@ def exact_match(
     form = normalize_squad if normalize == "squad" else str
     return _best("exact_match", lambda p, r: float(form(p) == form(r)), *as_pairs(predictions, references))
 
-# %% ../../nbs/30_evaluate.match.ipynb #039
+# %% ../../nbs/30_evaluate.match.ipynb #040
 def _f1(common, n_p, n_r):
     if common == 0: return 0.0
     precision, recall = 1.0*common/n_p, 1.0*common/n_r
@@ -142,7 +141,7 @@ def _token_f1(p, r, version):
     if version == "2.0" and (not p or not r): return float(p == r)
     return _f1(sum((Counter(p) & Counter(r)).values()), len(p), len(r))
 
-# %% ../../nbs/30_evaluate.match.ipynb #042
+# %% ../../nbs/30_evaluate.match.ipynb #043
 def token_f1(
     predictions,        # one string a row
     references,         # one string or a list of strings a row, the best counts; version 2.0 takes [] for unanswerable
@@ -154,7 +153,7 @@ def token_f1(
     if version == "2.0": refs = [[r for r in row if normalize_squad(r)] or [""] for row in refs]
     return _best("token_f1", lambda p, r: _token_f1(p, r, version), texts, refs)
 
-# %% ../../nbs/30_evaluate.match.ipynb #051
+# %% ../../nbs/30_evaluate.match.ipynb #052
 @dataclass(frozen=True, eq=False)
 class ClassReport:
     "What `classification_report` returns; `per_class[label].f1` and `macro['f1']` both work."
@@ -171,27 +170,27 @@ class ClassReport:
     mcc:float|None        # Matthews correlation, -1..1; None where it is undefined
     notes:tuple=()        # what is undefined, and why
 
-# %% ../../nbs/30_evaluate.match.ipynb #053
+# %% ../../nbs/30_evaluate.match.ipynb #054
 def _ratio(a, b): return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) != 0)
 
 def _prf(hit, said, there):
     "Precision, recall and F1 from counts per label; 0 where undefined."
     return _ratio(hit, said), _ratio(hit, there), _ratio(2.0*hit, said + there)
 
-# %% ../../nbs/30_evaluate.match.ipynb #057
+# %% ../../nbs/30_evaluate.match.ipynb #058
 def _mcc(hits, there, said, n):
     "Matthews correlation of several labels, from rows that are right and counts per label of both sides; None if one side never varies. Source: Gorodkin (2004)."
     spread = (n*n - sum(x*x for x in said))*(n*n - sum(x*x for x in there))
     return float(hits*n - sum(t*s for t, s in zip(there, said)))/math.sqrt(spread) if spread else None
 
-# %% ../../nbs/30_evaluate.match.ipynb #060
+# %% ../../nbs/30_evaluate.match.ipynb #061
 def _label_notes(labels, said, n, mcc):
     lists = lambda names: ", ".join(f"`{x}`" for x in names)
     notes = [f"never answered, so precision is undefined and counted as 0 (as scikit-learn does): {lists(l for l, x in zip(labels, said) if not x)}"] if not all(said) else []
     if not all(n): notes.append(f"without a row, so recall is undefined and counted as 0: {lists(l for l, x in zip(labels, n) if not x)}")
     return tuple(notes + ["MCC is undefined: " + ("there is only one label" if sum(x > 0 for x in n) < 2 else "all answers are the same")] if mcc is None else notes)
 
-# %% ../../nbs/30_evaluate.match.ipynb #061
+# %% ../../nbs/30_evaluate.match.ipynb #062
 def _table(precision, recall, f1, support): return AttrDict(precision=float(precision), recall=float(recall), f1=float(f1), support=int(support))
 
 def classification_report(
@@ -223,7 +222,7 @@ def classification_report(
     notes = _label_notes(labels, [told[l] for l in labels], n.tolist(), mcc)
     return ClassReport(labels, float(values.mean()), {l: _table(p[i], r[i], f[i], n[i]) for l, i in index.items()}, macro, micro, weighted, confusion, unknown, values, float(r[n > 0].mean()), mcc, notes)
 
-# %% ../../nbs/30_evaluate.match.ipynb #062
+# %% ../../nbs/30_evaluate.match.ipynb #063
 @patch
 def _repr_markdown_(self:ClassReport):
     i, rows = wilson(int(self.values.sum()), len(self.values)), []
@@ -233,7 +232,7 @@ def _repr_markdown_(self:ClassReport):
     head += f"; balanced accuracy {self.balanced_accuracy:.3f}" + (f", MCC {self.mcc:.3f}" if self.mcc is not None else "")
     return "\n\n".join([head, md_table(rows, floatfmt=".3f"), *self.notes])
 
-# %% ../../nbs/30_evaluate.match.ipynb #069
+# %% ../../nbs/30_evaluate.match.ipynb #070
 @patch
 def plot(self:ClassReport,
     ax=None, # matplotlib axes to draw on; None makes new ones
@@ -251,7 +250,7 @@ def plot(self:ClassReport,
     ax.set_xticklabels(names, rotation=45, ha="right"); ax.set_yticklabels(self.labels)
     return ax
 
-# %% ../../nbs/30_evaluate.match.ipynb #074
+# %% ../../nbs/30_evaluate.match.ipynb #075
 def class_f1(
     predictions,   # one string a row
     references,    # one label a row
@@ -276,7 +275,7 @@ def class_f1(
         return f.sum(-1)/counted.sum(-1) if average == "macro" else (f*there).sum(-1)/there.sum(-1)
     return Scores("f1", r.values, getattr(r, average).f1, rows=rows.reshape(n, -1), statistic=statistic)
 
-# %% ../../nbs/30_evaluate.match.ipynb #084
+# %% ../../nbs/30_evaluate.match.ipynb #085
 def similarity(
     predictions, # one string a row
     references,  # one string or a list of strings a row; the nearest counts
@@ -286,7 +285,7 @@ def similarity(
     from rapidfuzz.distance import Indel
     return _best("similarity", Indel.normalized_similarity, *as_pairs(predictions, references))
 
-# %% ../../nbs/30_evaluate.match.ipynb #087
+# %% ../../nbs/30_evaluate.match.ipynb #088
 def difflib_ratio(
     predictions, # one string a row
     references,  # one string or a list of strings a row; the nearest counts
@@ -296,7 +295,7 @@ def difflib_ratio(
     s = _best("difflib", lambda p, r: SequenceMatcher(None, p, r).ratio(), *as_pairs(predictions, references))
     return Scores(s.name, s.values, s.score, notes=("difflib's ratio depends on the order of its arguments, and opposite labels score high; see similarity and exact_match.",))
 
-# %% ../../nbs/30_evaluate.match.ipynb #092
+# %% ../../nbs/30_evaluate.match.ipynb #093
 def _no_constant(name): raise ValueError(f"{name} is not JSON")
 
 def parse_json(
@@ -306,7 +305,7 @@ def parse_json(
     try: return json.loads(text, parse_constant=_no_constant)
     except RecursionError: raise ValueError("nested too deeply") from None
 
-# %% ../../nbs/30_evaluate.match.ipynb #094
+# %% ../../nbs/30_evaluate.match.ipynb #095
 def json_valid(
     predictions,  # one string a row
     schema=None,  # a JSON Schema (dict) that the value must fit; None accepts any JSON value
@@ -326,7 +325,7 @@ def json_valid(
     values = np.array([valid(p) for p in predictions])
     return Scores("json_valid", values, float(values.mean()))
 
-# %% ../../nbs/30_evaluate.match.ipynb #099
+# %% ../../nbs/30_evaluate.match.ipynb #100
 def _fields(value, path=()):
     "The set of (path, value) pairs of a JSON value; true and 1 differ, an empty object or list is a value."
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -334,7 +333,7 @@ def _fields(value, path=()):
     if isinstance(value, (dict, list)): return set().union(*(_fields(v, (*path, k)) for k, v in inner))
     return {(path, type(value) is bool, value)}
 
-# %% ../../nbs/30_evaluate.match.ipynb #102
+# %% ../../nbs/30_evaluate.match.ipynb #103
 def field_f1(
     predictions, # one string a row, meant to be a JSON object
     references,  # one JSON object (as a string) or a list of them a row; the best counts

@@ -207,7 +207,7 @@ def _trained(config, tracker, run, trial=None):
     "The final validation loss of one training; only its log, settings and adapter are kept."
     done = train(config, progress=False, say=str, callbacks=[_watcher(tracker, run, trial)])
     shutil.rmtree(done.path / "checkpoints", ignore_errors=True)
-    return done.log.validation[-1]["eval_loss"]
+    return done.validation_loss
 
 def _attempt(study, trial, config, tracker, out, say):
     "Runs one trial to whatever end it comes to; only an interruption passes."
@@ -404,7 +404,7 @@ def _over_seeds(result, config, tracker, out, n, say):
         row = {"seed": seed}
         for who, c in (("default", config), ("best", _applied(config, result.best["params"]))):
             c = c.but(seed=seed, out=str(out / "seeds" / f"{sha256_json(c.model_dump(mode='json') | {'out': ''})[:8]}-{seed}"))
-            if Run(c.out).finished: row[who] = Run(c.out).log.validation[-1]["eval_loss"]; continue
+            if Run(c.out).finished: row[who] = Run(c.out).validation_loss; continue
             run = tracker.begin(f"{who}, seed {seed}", {"seed": seed}, kind=who)
             row[who] = _trained(c, tracker, run)
             tracker.end(run, "FINISHED")

@@ -7,7 +7,7 @@ __all__ = ['LiveLine', 'EarlyStopping']
 
 # %% ../../nbs/40_train.watch.ipynb #002
 import io, math, shutil, sys, time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
 from ..core import UserError
 from .log import Log, LogWriter, log_line, plot_log, read_log, smooth, toy_log, _clock, _values
@@ -104,17 +104,21 @@ def close(self:LiveLine):
 # %% ../../nbs/40_train.watch.ipynb #021
 @dataclass
 class EarlyStopping:
-    "Watches one number of the log and says when to stop. `.best_step` is the step whose checkpoint to keep."
+    "Watches one number of the log: which step was best, and whether it is time to stop. All of its state is in its fields, so that a checkpoint can hold it (`dataclasses.asdict`)."
     metric: str = "eval_loss"   # the name in the log; eval_loss, or that of a generated score, as eval_exact_match
-    patience: int = 3           # validations without a gain after which to stop
+    patience: int = 3           # validations in a row without a gain after which to stop; 0 never stops
     margin: float = 0.002       # a gain must be larger than this, in the unit of the metric
     greater: bool = False       # True where more is better
-    best: float|None = None     # the best value so far
-    best_step: int|None = None  # where it was
+    best: float|None = None     # the best value so far, by however little
+    best_step: int|None = None  # where it was: the weights to keep
+    gained: float|None = None   # the value of the last gain, which the next one must beat by more than the margin
     waited: int = 0             # validations since then
 
     def __post_init__(self):
-        if self.patience < 1: raise UserError("patience is outside its range", value=self.patience, allowed="1 and more")
+        if self.patience < 0: raise UserError("patience is outside its range", value=self.patience, allowed="0 and more")
+        if self.margin < 0: raise UserError("the margin is outside its range", value=self.margin, allowed="0 and more")
+    @property
+    def done(self): "True when it is time to stop."; return 0 < self.patience <= self.waited
 
 # %% ../../nbs/40_train.watch.ipynb #022
 @patch
@@ -124,9 +128,10 @@ def update(self:EarlyStopping,
     "Takes in `row`. A value that is not a number counts as no gain. Raises UserError where the metric is a validation's and the row is one that lacks it."
     if self.metric not in row:
         if "eval_loss" in row: raise UserError(f"the log's validation rows have no '{self.metric}'", allowed=sorted(k for k in row if k.startswith("eval_")), fix="watch one of these")
-        return False
-    value = row[self.metric]
-    gain = math.inf if self.best is None else (value - self.best) * (1 if self.greater else -1)
-    if math.isfinite(value) and gain > self.margin: self.best, self.best_step, self.waited = value, row["step"], 0
+        return self.done
+    value, finite = row[self.metric], math.isfinite(row[self.metric])
+    ahead = lambda of: math.inf if of is None else (value - of) * (1 if self.greater else -1)
+    if finite and ahead(self.best) > 0: self.best, self.best_step = value, row["step"]
+    if finite and ahead(self.gained) > self.margin: self.gained, self.waited = value, 0
     else: self.waited += 1
-    return self.waited >= self.patience
+    return self.done
