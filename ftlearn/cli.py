@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 # %% ../nbs/90_cli.ipynb #003
 import typer
-from ftlearn.core import UserError, pick_device, project_root, read_jsonl, unknown, versions, write_jsonl
+from ftlearn.core import UserError, pick_device, read_jsonl, unknown, versions, write_jsonl
 from ftlearn.train.checkpoint import Stopped
 
 # %% ../nbs/90_cli.ipynb #006

@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'UNITS', 'Price', 'Prices', 'read_table', 'prices', 'Costs',
 # %% ../nbs/04_cost.ipynb #003
 import datetime, tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
 from .core import UserError, data_root, md_table, unknown

@@ -297,7 +297,8 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
     two = Run(tmp_path / "two")
     assert said.returncode == 0 and "stopped early" in said.stdout + said.stderr, said.stderr
     assert two.manifest["steps"] == one.manifest["steps"] < 36 and two.manifest["best"]["step"] == one.manifest["best"]["step"] < one.manifest["steps"]
-    assert loss_of(two) == pytest.approx(one.manifest["best"]["value"], rel=1e-4)
+    assert loss_of(two) == pytest.approx(two.manifest["best"]["value"], rel=1e-6)
+    assert loss_of(two) == pytest.approx(one.manifest["best"]["value"], rel=1e-3)   # 18 steps of AdamW: another number of threads alone moves it by 1.3e-4
     (two.adapter / "ftlearn.json").unlink()
     whole = (two.adapter / "adapter_model.safetensors").read_bytes()
     again = launch(settings(tmp_path / "rows.jsonl", tmp_path / "two", 4, **more))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import UserError, md_table, read_jsonl, sha256_json, sha256_text, unknown
-from .formats import answer_of, detect, prompt_of, row_id, to_messages
+from .formats import answer_of, detect, prompt_of, row_id
 from .split import SPLITS, Splits
 
 # %% ../../nbs/15_data.augment.ipynb #005

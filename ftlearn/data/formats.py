@@ -6,7 +6,7 @@
 __all__ = ['CODES', 'Report', 'validate', 'load_rows', 'Repairs', 'repair', 'convert']
 
 # %% ../../nbs/10_data.formats.ipynb #003
-import ast, bisect, json, os, re, sys, tempfile
+import ast, bisect, json, os, re, tempfile
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace

@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ..core import md_table
 
-# %% ../../nbs/10c_data.text.ipynb #004
-from fastcore.basics import patch
-
 # %% ../../nbs/10c_data.text.ipynb #006
 DAMAGE = {  # code: what it means
     "mojibake": "UTF-8 that was read in another encoding and saved again",

@@ -7,7 +7,7 @@ __all__ = ['merge', 'Check', 'Certificate', 'certify']
 
 # %% ../../nbs/50_deploy.merge.ipynb #002
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from fastcore.basics import patch

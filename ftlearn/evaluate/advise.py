@@ -7,7 +7,6 @@ __all__ = ['WHY', 'rows_to_settle', 'Advice', 'advise']
 
 # %% ../../nbs/34a_evaluate.advise.ipynb #002
 from dataclasses import asdict, dataclass
-from fastcore.basics import patch
 from ..core import UserError, md_table
 from ..data.report import amounts
 from ..decide import rows_to_decide

@@ -18,7 +18,7 @@ from ..data.duplicates import asked
 from ..data.formats import answer_of, prompt_of, row_id, to_messages
 from .match import parse_json
 from .metrics import metric_names, read_predictions, score
-from ..stats import verdict
+from ..stats import unseen, verdict
 
 # %% ../../nbs/34_evaluate.baselines.ipynb #005
 @dataclass(repr=False)
@@ -361,7 +361,7 @@ def _gap(scores, best, m, level, margin, n_resamples, seed):
     d = scores.against(best, n_resamples, seed, level)
     low, high, p = d.low, d.high, min(1.0, d.p*m)
     if low == high == 0:
-        high = scores.scale*(1 - (1 - level)**(1/len(scores)))
+        high = scores.scale*unseen(len(scores), level)
         low = -high
     gap = dict(difference=d.difference, low=float(low), high=float(high), p=p)
     if low >= -margin: return gap, "as good"

@@ -110,6 +110,8 @@ def _labels(references):
     few = len(names) >= 2 and sum(names.values()) == len(references) and 5*len(names) <= max(len(references), 10)
     return sorted(names) if few and all(len(x) <= 40 and _object(x) is None for x in names) else []
 
+def _right(scores): return scores.values >= scores.scale*(1 - 1e-12)
+
 def _errors(pairs, side, right, labels):
     "The class of error of each row, \"\" where it is right or nothing is expected."
     texts = pairs.tuned if side else pairs.base
@@ -122,7 +124,7 @@ def changes(
 ) -> Changes:
     "Sorts the rows into the four kinds of `KINDS_OF_CHANGE`, and the wrong answers into the classes of `ERRORS`."
     b, t = (_scores(right, side, pairs.references) for side in (pairs.base, pairs.tuned))
-    was, now = b.values >= b.scale*(1 - 1e-12), t.values >= t.scale*(1 - 1e-12)
+    was, now = _right(b), _right(t)
     places = dict(fixed=~was & now, broken=was & ~now, still_wrong=~was & ~now, both_right=was & now)
     labels = _labels(pairs.references)
     return Changes({k: np.flatnonzero(v).tolist() for k, v in places.items()}, right, _errors(pairs, 0, was, labels), _errors(pairs, 1, now, labels))

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..core import UserError, md_table, unknown
 from ..decide import holm, rows_to_decide
 from .metrics import Pairs, pair, score
-from ..stats import Interval, detectable, mcnemar, verdict
+from ..stats import Interval, detectable, mcnemar, unseen, verdict
 
 # %% ../../nbs/34b_evaluate.compare.ipynb #017
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _with_width(low, high, n, scale, level, adds):
     For a score that is no mean over rows no such bound is known, and all stays open."""
     if low < high: return low, high
     if not adds: return -scale, scale
-    share = 1 - (1 - level)**(1/n)
+    share = unseen(n, level)
     return low - share*(low + scale), low + share*(scale - low)
 
 # %% ../../nbs/34b_evaluate.compare.ipynb #020

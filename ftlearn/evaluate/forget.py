@@ -14,7 +14,7 @@ from ..core import UserError, data_root, md_table, read_json, read_jsonl, sha256
 from ..decide import decide, holm
 from .choice import ChoiceScores, Perplexity, choice_scores, perplexity
 from ..model.load import Loaded
-from ..stats import Paired
+from ..stats import Paired, unseen
 
 # %% ../../nbs/35b_evaluate.forget.ipynb #005
 def slice_table() -> dict: # name: title, rows, sha256 and licence
@@ -89,7 +89,7 @@ def _slice_decision(before, after, margin, text_margin, options):
     a, b = before.values, after.values
     if (a != b).any(): return decide(a, b, margin=margin, **options)
     level = options["level"]
-    bound = 1 - (1 - level)**(1/len(a))
+    bound = unseen(len(a), level)
     return decide(Paired(0.0, -bound, bound, 1.0, len(a), level), margin=margin)
 
 # %% ../../nbs/35b_evaluate.forget.ipynb #015

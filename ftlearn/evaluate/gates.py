@@ -8,7 +8,7 @@ __all__ = ['GUIDE_GATES', 'PLAIN', 'Demand', 'demand', 'Measured', 'Gate', 'outc
 
 # %% ../../nbs/34e_evaluate.gates.ipynb #002
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 import numpy as np
 from fastcore.basics import patch
 from ..core import UserError, md_table, unknown

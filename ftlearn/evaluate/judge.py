@@ -9,21 +9,19 @@ __all__ = ['CRITERION', 'comparison', 'read_verdict', 'Judged', 'judge_pairs', '
 # %% ../../nbs/35c_evaluate.judge.ipynb #002
 import math, re
 from collections import Counter
-from dataclasses import dataclass, field
-from statistics import NormalDist
+from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/35c_evaluate.judge.ipynb #003
 from ..core import UserError, md_table
-from ..data.formats import prompt_of
 from ..decide import Decision, decide
 from .endpoint import Endpoint
 from .generate import generate
 from .match import Scores, Undefined
 from .metrics import pair
 from ..model.load import Loaded
-from ..stats import Interval, percentiles, resampled, wilson
+from ..stats import Interval, percentiles, resampled, student, wilson
 
 # %% ../../nbs/35c_evaluate.judge.ipynb #011
 CRITERION = "the answer is right, complete, and no longer than it needs to be"
@@ -293,5 +291,4 @@ def corrected(
     trust = float(np.clip(np.cov(f, h)[0, 1]/spread/(1 + n/N), 0, 1)) if spread > 0 else 0.0
     estimate = float(trust*rest.mean() + (h - trust*f).mean())
     error, t = math.sqrt(trust**2*rest.var(ddof=1)/N + (h - trust*f).var(ddof=1)/n), float(-stdtrit(n - 1, (1 - level)/2))
-    alone = t*math.sqrt(h.var(ddof=1)/n)
-    return Corrected(estimate, estimate - t*error, estimate + t*error, trust, float(np.r_[f, rest].mean()), float(h.mean()), (float(h.mean() - alone), float(h.mean() + alone)), (N, n), level)
+    return Corrected(estimate, estimate - t*error, estimate + t*error, trust, float(np.r_[f, rest].mean()), float(h.mean()), tuple(student(h, level)), (N, n), level)

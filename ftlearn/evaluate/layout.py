@@ -6,7 +6,6 @@
 __all__ = ['WORDS', 'Report']
 
 # %% ../../nbs/34i_evaluate.layout.ipynb #002
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np

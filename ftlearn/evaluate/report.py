@@ -7,7 +7,7 @@ __all__ = ['report', 'Report', 'KINDS_OF_CHANGE', 'ERRORS', 'Comparison', 'compa
            'Changes', 'changes', 'error_class', 'loss_svg']
 
 # %% ../../nbs/36_evaluate.report.ipynb #002
-import json, math, sys
+import json, tomllib
 from pathlib import Path
 import numpy as np
 from ..core import UserError, read_json
@@ -25,8 +25,6 @@ from .metrics import METRICS, pair
 from .pictures import loss_svg
 from .slices import churn, clean_rows, slices
 from ..stats import paired_bootstrap
-if sys.version_info >= (3, 11): import tomllib
-else: import tomli as tomllib
 
 _all_ = ["Report", "KINDS_OF_CHANGE", "ERRORS", "Comparison", "compare", "compare_all", "field_differences", "Changes", "changes", "error_class", "loss_svg"]
 

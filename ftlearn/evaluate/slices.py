@@ -15,10 +15,10 @@ from ..core import UserError, md_table, unknown
 from ..data.formats import row_id
 from ..data.split import LEAKS, Splits, leakage
 from ..decide import holm
-from .changes import _labels, _object
-from .compare import _between, _compare, _p, _percent, _scores, _show, Comparison
+from .changes import _labels, _object, _right
+from .compare import _between, _compare, _percent, _scores, _show, Comparison
 from .metrics import Pairs, pair
-from ..stats import Interval, bootstrap, verdict, wilson
+from ..stats import bootstrap, verdict, wilson
 
 # %% ../../nbs/34d_evaluate.slices.ipynb #009
 _NO_SLICE = {"id", "prediction", "references", "prompt", "latency_ms", "finish_reason", "tokens", "prompt_tokens", "error", "examples",
@@ -196,7 +196,7 @@ def churn(
     paired = {name: pair(runs[first], x) for name, x in runs.items()}
     texts, refs = {name: p.tuned for name, p in paired.items()}, paired[first].references
     scores = {name: _scores(metric, t, refs) for name, t in texts.items()}
-    right = {name: s.values >= s.scale*(1 - 1e-12) for name, s in scores.items()}
+    right = {name: _right(s) for name, s in scores.items()}
     apart = {(a, b): right[a] != right[b] for a, b in itertools.combinations(runs, 2)}
     mean = np.mean(list(apart.values()), axis=0)
     i = wilson(mean.sum(), len(mean), level) if len(apart) == 1 or np.ptp(mean) == 0 else bootstrap(mean, level, n_resamples, seed)

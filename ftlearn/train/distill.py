@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from ..config import Config
-from ..core import UserError, nearest, read_jsonl, sha256_json
+from ..core import UserError, read_jsonl, sha256_json
 from ..data.augment import Made, Teacher, _append, _bill, _call, _client
 from ..data.formats import prompt_of, row_id
 from ..data.split import Splits

@@ -6,8 +6,7 @@
 __all__ = ['launch_files', 'launch_command']
 
 # %% ../../nbs/45_train.many.ipynb #002
-from pathlib import Path
-from ftlearn.core import UserError, md_table, project_root, unknown
+from ftlearn.core import UserError, project_root, unknown
 from ftlearn.config import Config
 
 # %% ../../nbs/45_train.many.ipynb #005

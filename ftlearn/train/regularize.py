@@ -6,15 +6,15 @@
 __all__ = ['Effects', 'effects']
 
 # %% ../../nbs/42b_train.regularize.ipynb #002
-import math, statistics
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 
 # %% ../../nbs/42b_train.regularize.ipynb #003
 from ..config import resolve
 from ..core import UserError, md_table
-from ..stats import verdict as _verdict
+from ..stats import student, verdict as _verdict
 from .sft import train
 
 # %% ../../nbs/42b_train.regularize.ipynb #006
@@ -32,11 +32,9 @@ class Effects:
 def difference(self:Effects,
     variant:str, # one that is not the first
 )->tuple: # mean difference from the first variant, and the ends of its 95 % interval
-    "How far a variant lies from the first, paired by seed. Source: Student 1908, The probable error of a mean."
-    from scipy.stats import t
+    "How far a variant lies from the first, paired by seed."
     d = [b - a for a, b in zip(self.column(self.first), self.column(variant), strict=True)]
-    half = float(t.ppf(0.975, len(d) - 1)) * statistics.stdev(d) / math.sqrt(len(d))
-    return statistics.fmean(d), statistics.fmean(d) - half, statistics.fmean(d) + half
+    return statistics.fmean(d), *student(d)
 
 # %% ../../nbs/42b_train.regularize.ipynb #010
 @patch

@@ -18,7 +18,7 @@ from ftlearn.config import Config
 from ftlearn.data.encode import collate, encode_rows
 from ftlearn.data.split import Splits, write_splits
 from ftlearn.model.adapt import adapt
-from ftlearn.stats import verdict as _verdict
+from ftlearn.stats import student, verdict as _verdict
 from ftlearn.train.checkpoint import Stopped
 from ftlearn.train.resume import random_state, set_random_state
 from ftlearn.train.sft import Run, answer_loss, open_data, prepare_model, train, with_own_rate
@@ -325,18 +325,12 @@ class SearchResult:
     def config(self)->Config: "The base config with the best trial's settings."; return _applied(self.base, self.best["params"])
 
 # %% ../../nbs/43_train.search.ipynb #038
-def _mean(values):
-    "Mean, and half the width of its 95 % interval. Source: Student 1908, The probable error of a mean."
-    from scipy.stats import t
-    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
 @patch(as_prop=True)
 def difference(self:SearchResult)->tuple|None: # (mean, low, high), or None with fewer than two seeds
     "Best minus default, paired by seed, with its 95 % interval."
     if len(self.seeds) < 2: return None
     d = [s["best"] - s["default"] for s in self.seeds]
-    mean, half = _mean(d)
-    return mean, mean - half, mean + half
+    return statistics.fmean(d), *student(d)
 
 @patch(as_prop=True)
 def verdict(self:SearchResult)->str:
@@ -380,8 +374,8 @@ def plot(self:SearchResult): # a matplotlib Figure
     left.set(xlabel="trial", ylabel="validation loss (nats per token)"); left.legend(frameon=False, fontsize=7)
     for s in self.seeds: right.plot([0, 1], [s["default"], s["best"]], "o-", ms=3, lw=0.8, color="tab:gray", alpha=0.6)
     for x, name in enumerate(("default", "best") if len(self.seeds) > 1 else ()):
-        mean, half = _mean([s[name] for s in self.seeds])
-        right.errorbar([x], [mean], yerr=half, fmt="s", color="tab:orange", capsize=5)
+        low, high = student([s[name] for s in self.seeds])
+        right.errorbar([x], [(low + high)/2], yerr=(high - low)/2, fmt="s", color="tab:orange", capsize=5)
     right.set(xticks=[0, 1], xticklabels=["default", "best"], xlim=(-0.5, 1.5), xlabel=f"again, {len(self.seeds)} seeds")
     plt.close(fig)
     return fig

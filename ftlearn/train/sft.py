@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 # %% ../../nbs/42_train.sft.ipynb #003
 import torch
-from ftlearn.core import UserError, atomic_dir, need_disk, need_writable, pick_device, read_json, read_jsonl, seed_everything, sha256_file, write_json, write_jsonl
+from ftlearn.core import UserError, atomic_dir, need_disk, need_writable, pick_device, read_json, seed_everything, sha256_file, write_json, write_jsonl
 from ftlearn.config import Config, resolve
 from ftlearn.data.augment import augment
 from ftlearn.data.recombine import recombine

@@ -7,7 +7,7 @@ __all__ = ['LiveLine', 'EarlyStopping']
 
 # %% ../../nbs/40_train.watch.ipynb #002
 import io, math, shutil, sys, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fastcore.basics import patch
 from ..core import UserError
 from .log import Log, LogWriter, log_line, plot_log, read_log, smooth, toy_log, _clock, _values
