@@ -8,6 +8,7 @@ __all__ = ['scores_svg', 'slices_svg', 'errors_svg', 'loss_svg']
 # %% ../../nbs/34f_evaluate.pictures.ipynb #002
 import io, math
 import numpy as np
+from ..train.log import smooth
 
 # %% ../../nbs/34f_evaluate.pictures.ipynb #004
 _BLUE, _PALE, _ORANGE, _GREY, _GREEN = "#1f5a99", "#9db8d6", "#c2410c", "#8a929c", "#14713d"
@@ -95,23 +96,18 @@ def errors_svg(
 # %% ../../nbs/34f_evaluate.pictures.ipynb #015
 def _numbers(log, key): return [(r["step"], r[key]) for r in log if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
 
-def _smooth(values, width):
-    "Mean over the last `width` steps."
-    sums = np.cumsum([0.0, *values])
-    return [(sums[i + 1] - sums[max(0, i + 1 - width)])/min(i + 1, width) for i in range(len(values))]
-
 # %% ../../nbs/34f_evaluate.pictures.ipynb #016
 def loss_svg(
     log:list[dict], # rows of log.jsonl: step with loss, or with eval_loss
 ) -> str|None: # None where there is nothing to draw
-    "Training loss (every step pale, mean of the last steps strong) and validation loss (dots) as SVG."
+    "Training loss (every step pale, the running mean strong) and validation loss (dots) as SVG."
     train, val = _numbers(log, "loss"), _numbers(log, "eval_loss")
     if not train and not val: return None
     def draw(ax):
         if train:
             x, y = zip(*train)
             ax.plot(x, y, color=_PALE, lw=1)
-            ax.plot(x, _smooth(y, max(1, len(y)//20)), color=_BLUE, lw=2, label="training")
+            ax.plot(x, smooth(y, 1 - 1/max(1, len(y)//20)), color=_BLUE, lw=2, label="training")
         if val: ax.plot(*zip(*val), "o-", color=_ORANGE, lw=1, ms=5, label="validation")
         ax.set_xlabel("optimiser step"); ax.set_ylabel("loss (nats per trained token)"); ax.set_ylim(bottom=0)
         ax.grid(alpha=0.25); ax.legend(frameon=False)

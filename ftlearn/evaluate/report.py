@@ -25,6 +25,7 @@ from .metrics import METRICS, pair
 from .pictures import loss_svg
 from .slices import churn, clean_rows, slices
 from ..stats import paired_bootstrap
+from ..train.log import read_log
 
 _all_ = ["Report", "KINDS_OF_CHANGE", "ERRORS", "Comparison", "compare", "compare_all", "field_differences", "Changes", "changes", "error_class", "loss_svg"]
 
@@ -45,14 +46,6 @@ def _facts(manifest):
     return {k: v for k, v in facts.items() if v}
 
 # %% ../../nbs/36_evaluate.report.ipynb #021
-def _log_rows(path):
-    "The log, each step once: a resumed run wrote some steps again, and a killed one may have left half a line."
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = [json.loads(line) for line in lines[:-1] if line.strip()]
-    once = {(r["step"], "eval_loss" in r): r for r in rows}
-    return sorted(once.values(), key=lambda r: r["step"])
-
-# %% ../../nbs/36_evaluate.report.ipynb #022
 def _extras(run, notes):
     "Settings, manifest and log of a run; what is not there is noted."
     settings, manifest, log = {}, {}, []
@@ -62,11 +55,14 @@ def _extras(run, notes):
     else: notes.append("There is no config.toml, so no settings are shown.")
     if (f := run/"manifest.json").exists(): manifest = read_json(f)
     else: notes.append("There is no manifest.json, so model, data and device are unknown.")
-    if (f := run/"log.jsonl").exists(): log = _log_rows(f)
+    if (f := run/"log.jsonl").exists():
+        read = read_log(f)
+        log = read.rows
+        notes += read.notes
     if not log: notes.append("There is no training log, so no loss curve is drawn.")
     return settings, manifest, log
 
-# %% ../../nbs/36_evaluate.report.ipynb #025
+# %% ../../nbs/36_evaluate.report.ipynb #024
 def _costs(pairs, level, n_resamples, seed):
     "Rows of the table that are not scores: latency, lengths, and what a right answer takes."
     out = []
@@ -80,7 +76,7 @@ def _costs(pairs, level, n_resamples, seed):
         out.append(dict(metric=name, base=float(n[0].mean()), tuned=float(n[1].mean()), difference=d.difference, low=d.low, high=d.high, verdict="not judged"))
     return out
 
-# %% ../../nbs/36_evaluate.report.ipynb #028
+# %% ../../nbs/36_evaluate.report.ipynb #027
 METRICS_SHOWN = ("exact_match", "token_f1", "json_valid", "field_f1", "bleu", "rougeL")
 
 def _fitting(metrics, pairs, notes, named):
@@ -108,7 +104,7 @@ def _data(run, data, pairs, settings, manifest, notes):
     if not mine & set(pairs.ids): notes.append("The rows are none of the test rows of the run's data set, so leaks were not looked for.")
     return {i: r for i, r in rows.items() if i in set(pairs.ids)}, splits if mine & set(pairs.ids) else None
 
-# %% ../../nbs/36_evaluate.report.ipynb #029
+# %% ../../nbs/36_evaluate.report.ipynb #028
 def _answers(where):
     "The predictions of a run directory, or the file itself."
     where = Path(where)
@@ -133,7 +129,7 @@ def _ladder(given, first, notes):
     score = top["scores"][first.metric]
     return ladder, f"{top['name'][0].upper()}{top['name'][1:]} ({top['how']}) scores {_show(score[0], score[3])} ({_between(score[1], score[2], score[3])}) in {first.metric} without a tuned model, against {_show(first.tuned, first.scale)} with it: use that, or say why not."
 
-# %% ../../nbs/36_evaluate.report.ipynb #031
+# %% ../../nbs/36_evaluate.report.ipynb #030
 def _example(pairs, i, changed):
     "A row with all that is needed to judge it by eye."
     b, t = pairs.rows[i]
@@ -154,7 +150,7 @@ def _compared(names, pairs, level, n_resamples, seed, notes):
         if cut: notes.append(f"{cut:,} of {len(pairs):,} answers of the {name} model were cut off at the length limit.")
     return out
 
-# %% ../../nbs/36_evaluate.report.ipynb #032
+# %% ../../nbs/36_evaluate.report.ipynb #031
 def _more(pairs, first, right, run, rows, splits, others, seeds, by, options):
     "Slices, further runs, seeds and leaks."
     deciding = first.metric if first.scale == 1 and first.metric not in ("f1",) else right
@@ -165,7 +161,7 @@ def _more(pairs, first, right, run, rows, splits, others, seeds, by, options):
     steady = churn({"this run": known["tuned"], **{Path(x).name if Path(x).is_dir() else Path(x).stem: _answers(x) for x in seeds}}, right, **options) if seeds else None
     return parts, systems, steady, clean_rows(pairs, splits, first.metric, **options) if splits else None
 
-# %% ../../nbs/36_evaluate.report.ipynb #033
+# %% ../../nbs/36_evaluate.report.ipynb #032
 def report(
     run,                     # a run directory with predictions/base.jsonl and predictions/tuned.jsonl
     metrics=None,            # names, the deciding one first; None takes exact_match, token_f1, bleu, rougeL and, for JSON answers, json_valid and field_f1
