@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test check export clean-nbs run-nbs readme config data stats bench test-gpu pins
+.PHONY: help install demo lab test check export clean-nbs run-nbs readme docs config data stats bench test-gpu pins
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ readme: $(STAMP) ## write README.md from nbs/index.ipynb
 
 data: $(STAMP) ## make data/ again from the packages it comes from (CHECK=1 only compares)
 	$(PY) tools/make_data.py $(if $(CHECK),--check)
+
+docs: $(STAMP) ## the course and the library as a site with search, in build/site
+	@$(PY) tools/docs.py
 
 config: $(STAMP) ## write pyproject.toml from settings.ini
 	@$(PY) tools/config.py
