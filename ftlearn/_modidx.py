@@ -2028,6 +2028,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ftlearn.teach.faults.small_base': ('teach.faults.html#small_base', 'ftlearn/teach/faults.py'),
                                       'ftlearn.teach.faults.spoilt_config': ('teach.faults.html#spoilt_config', 'ftlearn/teach/faults.py')},
             'ftlearn.teach.grade': { 'ftlearn.teach.grade.Exercise': ('teach.grade.html#exercise', 'ftlearn/teach/grade.py'),
+                                     'ftlearn.teach.grade.Exercise.__repr__': ( 'teach.grade.html#exercise.__repr__',
+                                                                                'ftlearn/teach/grade.py'),
                                      'ftlearn.teach.grade.Exercise._repr_markdown_': ( 'teach.grade.html#exercise._repr_markdown_',
                                                                                        'ftlearn/teach/grade.py'),
                                      'ftlearn.teach.grade.Exercise.kind': ('teach.grade.html#exercise.kind', 'ftlearn/teach/grade.py'),

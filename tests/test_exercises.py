@@ -24,7 +24,7 @@ def mine(tmp_path, monkeypatch):
 def test_an_exercise_proves_itself(number):
     ex = BOOK[number]
     assert weak_points(ex) == [] and len(ex.slips) >= 3 and ex.aim and ex.minutes
-    shown = " ".join([ex._repr_markdown_(), repr(grade(ex, "no such word")), *(s.hint for s in ex.slips), *(repr(grade(ex, s.answer)) for s in ex.slips)])
+    shown = " ".join([ex._repr_markdown_(), repr(ex), repr(grade(ex, "no such word")), *(s.hint for s in ex.slips), *(repr(grade(ex, s.answer)) for s in ex.slips)])
     if ex.kind == "number" and ex.right: assert f"{ex.right:g}" not in shown.replace(",", ""), "a hint shows the answer"
 
 

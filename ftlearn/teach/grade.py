@@ -18,7 +18,7 @@ class Slip:
     hint:str      # where to look; never the answer
     answer:object # the wrong answer itself: a word, a number, or a function
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exercise:
     "A question that can grade its answers."
     id:str           # tutorial and number, "03.2"
@@ -31,9 +31,10 @@ class Exercise:
     close:float=0.01 # for a number: how far off it may be, as a share of the right one
     @property
     def kind(self): return "build" if callable(self.right) else "choice" if isinstance(self.right, str) else "number"
+    def __repr__(self): return f"Exercise {self.id} ({self.minutes} minutes). {self.question}"   # the answer stays inside
     def _repr_markdown_(self): return f"**Exercise {self.id}** ({self.minutes} minutes). {self.question}"
 
-# %% ../../nbs/70_teach.grade.ipynb #009
+# %% ../../nbs/70_teach.grade.ipynb #010
 def _number(x): return isinstance(x, numbers.Real) and not isinstance(x, bool) and (isinstance(x, float) or abs(x) < 10**300)   # beyond that it is no float any more
 
 def _same(a, b, close):
@@ -44,7 +45,7 @@ def _same(a, b, close):
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(_same(x, y, close) for x, y in zip(a, b))
     return type(a) is type(b) and bool(a == b)
 
-# %% ../../nbs/70_teach.grade.ipynb #012
+# %% ../../nbs/70_teach.grade.ipynb #013
 @dataclass(frozen=True)
 class Verdict:
     "What came of one answer."
@@ -55,7 +56,7 @@ class Verdict:
     def __bool__(self): return self.ok
     def _repr_markdown_(self): return f"**{self.id}: {'right' if self.ok else 'not yet'}.** {self.says}"
 
-# %% ../../nbs/70_teach.grade.ipynb #013
+# %% ../../nbs/70_teach.grade.ipynb #014
 def _recognised(ex, is_it):
     "The verdict with the slip that the answer is, if it is one."
     s = next((s for s in ex.slips if is_it(s)), None)
@@ -70,7 +71,7 @@ def _grade_value(ex, answer):
     if ex.right and _same(answer, 100*ex.right, ex.close): return Verdict(ex.id, False, "It is a hundred times too large. A share or a percentage?", "per cent")
     return Verdict(ex.id, False, f"{answer:g} is {'too large' if answer > ex.right else 'too small'}." if math.isfinite(answer) else f"{answer} is not a finite number.")
 
-# %% ../../nbs/70_teach.grade.ipynb #015
+# %% ../../nbs/70_teach.grade.ipynb #016
 def _outcome(f, args):
     "('result', value), or ('error', text)."
     try: return "result", f(*copy.deepcopy(args))
@@ -88,7 +89,7 @@ def _grade_build(ex, f):
     how, what = got[bad[0]]
     return Verdict(ex.id, False, f"{len(ex.cases) - len(bad)} of {len(ex.cases)} hidden cases agree. Called with `{_call(ex.cases[bad[0]]):.300}` it {'stops with' if how == 'error' else 'gives'} `{what!s:.200}`. Work that one out by hand.")
 
-# %% ../../nbs/70_teach.grade.ipynb #016
+# %% ../../nbs/70_teach.grade.ipynb #017
 def grade(
     exercise:Exercise, # the question
     answer,            # what the learner gives: a word, a number, or a function
@@ -96,12 +97,12 @@ def grade(
     "The verdict on one answer. An error inside the learner's function is a verdict, not an exception."
     return (_grade_build if exercise.kind == "build" else _grade_value)(exercise, answer)
 
-# %% ../../nbs/70_teach.grade.ipynb #022
+# %% ../../nbs/70_teach.grade.ipynb #023
 def _median(xs):
     xs, n = sorted(xs), len(xs)
     return (xs[(n - 1)//2] + xs[n//2])/2
 
-# %% ../../nbs/70_teach.grade.ipynb #027
+# %% ../../nbs/70_teach.grade.ipynb #028
 def weak_points(
     exercise:Exercise, # to be examined
 ) -> list[str]: # sentences; empty when nothing speaks against it
