@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test check export clean-nbs run-nbs readme docs config data stats bench test-gpu pins
+.PHONY: help install demo lab test check export clean-nbs run-nbs readme docs config data stats bench test-gpu test-browser pins
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(STAMP) ## the quick checks: is everything as it should be? (runs no not
 
 test-gpu: $(STAMP) ## the notebooks again with their cells for a GPU; needs one
 	@$(PY) tools/nbtest.py -j $(JOBS) --flags cuda
+
+test-browser: $(STAMP) ## the pages in a real Chromium (on Debian: apt-get install chromium)
+	$(PY) -m pytest -q -m browser tests
 
 export: clean-nbs ## write the package from the notebooks
 	@$(PY) tools/export.py

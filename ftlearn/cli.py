@@ -6,206 +6,18 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #002
-import json, os, sys
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 # %% ../nbs/90_cli.ipynb #003
 import typer
-from ftlearn.core import UserError, pick_device, read_jsonl, unknown, versions, write_jsonl
-from ftlearn.train.checkpoint import Stopped
+from .core import UserError, pick_device, read_jsonl, unknown, write_jsonl
+from .console import Json, app, main, _checklist, _config, _say, _show, _typed
 
-# %% ../nbs/90_cli.ipynb #006
-app = typer.Typer(help="Learn to fine-tune a language model by doing it, and measure whether it worked.", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, rich_markup_mode=None)
-
-@app.callback()
-def _verbs():
-    "Exit code 0: fine. 1: a finding, or a failed gate. 2: wrong use. --debug shows the traceback of an error."
-
-# %% ../nbs/90_cli.ipynb #007
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
-
-def _show(result, as_json=False):
-    "Print `result`: a dict as JSON, an object that shows itself through rich, text as it is. Of several processes the first speaks."
-    if int(os.environ.get("RANK", 0)): return
-    if as_json: return print(json.dumps(result if isinstance(result, (dict, list)) else result.to_dict(), ensure_ascii=False, indent=1))
-    from rich.console import Console
-    from rich.markdown import Markdown
-    console = Console(width=None if sys.stdout.isatty() else 120, force_jupyter=False, file=sys.stdout)
-    console.print(Markdown(result if isinstance(result, str) else result._repr_markdown_()))
-
-def _say(text):
-    "A line about what is being done: to standard error, so that standard output stays clean."
-    print(text, file=sys.stderr, flush=True)
-
-# %% ../nbs/90_cli.ipynb #009
-def _quiet():
-    "Libraries that would talk over the results are told not to."
-    import logging, warnings
-    warnings.filterwarnings("ignore")
-    for name in ("transformers", "datasets", "trl", "accelerate", "bitsandbytes"): logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-_again = "\ninterrupted; run the same command again to go on"
-
-def _typed():
-    "A line typed at the terminal; empty at its end."
-    try: return input("> ").strip()
-    except EOFError: return ""
+_all_ = ["app", "main"]
 
 # %% ../nbs/90_cli.ipynb #010
-def main(args:list|None=None # arguments without the program's name; None: those of the process
-        ) -> None:
-    "Run a command line and exit: 0 fine, 1 a finding, 2 wrong use, 130 interrupted."
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    if debug: args.remove("--debug")
-    else: _quiet()
-    try:
-        code = app(args, standalone_mode=False) or 0
-        if code == 130: _say(_again)
-    except Stopped as e:
-        _say(str(e))
-        code = e.exit_code
-    except UserError as e:
-        if debug: raise
-        _say(f"error: {e}")
-        code = e.exit_code
-    except typer.Abort: code = 130
-    except KeyboardInterrupt:
-        _say(_again)
-        code = 130
-    except typer.Exit as e: code = e.exit_code
-    except BrokenPipeError: code = 0
-    except Exception as e:
-        if debug: raise
-        if type(e).__module__.startswith(("click", "typer")):
-            e.show()
-            code = 2
-        else:
-            _say(f"error: {type(e).__name__}: {e}\nThis is a fault of ftlearn or of a library it uses. Next: the same command with --debug shows where.")
-            code = 1
-    sys.exit(code)
-
-# %% ../nbs/90_cli.ipynb #016
-@app.command("doctor")
-def _doctor(as_json:Json=False):
-    "What this machine has, and what will run on it."
-    from ftlearn.core import free_memory, md_table
-    device = pick_device()
-    facts = {"device": device.name, "dtype": device.dtype, "reason": device.reason, "threads": device.threads, "free memory, GB": round(free_memory() / 1e9, 1),
-             **versions("ftlearn", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")}
-    _show(facts if as_json else f"**This machine trains on the {device.name}**\n\n" + md_table([{"": k, "value": str(v)} for k, v in facts.items()]), as_json)
-
-# %% ../nbs/90_cli.ipynb #019
-def _quality(data, model=None, max_length=None, verified=None):
-    "The quality report of a path or of the name of a set that ships; for a data set directory with its leaks."
-    from ftlearn.data.quality import quality
-    from ftlearn.data.split import leakage, load_splits
-    tokenizer = None
-    if model:
-        from ftlearn.model.load import fetch, load_tokenizer
-        tokenizer = load_tokenizer(fetch(model))
-    found = leakage(load_splits(data)) if (Path(data) / "manifest.json").is_file() else None
-    return quality(data, tokenizer=tokenizer, max_length=max_length, verified=verified, leakage=found)
-
-def _checklist(data):
-    "Print the checklist of a data set directory."
-    _show(_quality(data).summary())
-    _say(f"all findings: .venv/bin/ftlearn check {data}")
-
-# %% ../nbs/90_cli.ipynb #020
-_MOST = 200_000  # rows whose content is looked at
-
-@app.command("check")
-def _check(data:Annotated[Path, typer.Argument(help="A file of rows, a data set directory, or the name of a set that ships.")],
-           model:Annotated[Optional[str], typer.Option(help="Count tokens and cost with this model's tokenizer.")]=None, max_length:Optional[int]=None,
-           verified:Annotated[Optional[str], typer.Option(help="Who has looked at the answers; without it the checklist asks.")]=None,
-           html:Annotated[Optional[Path], typer.Option(help="Write the whole report to this file.")]=None,
-           fix:Annotated[Optional[Path], typer.Option(help="Write a repaired copy to this .jsonl file.")]=None, as_json:Json=False):
-    "Validate rows and report their quality. Exit 1 when there are errors."
-    from ftlearn.data import sources
-    from ftlearn.data.formats import repair, validate
-    from dataclasses import replace
-    from ftlearn.data.private import mask
-    data, _ = sources.find(data)
-    if fix:
-        done = repair(data, fix)
-        _show({"path": str(fix), "rows": done.rows, "changed": done.changed, "left_out": done.left_out, "changes": dict(done.counts)} if as_json else done, as_json)
-        return 0
-    report = None if (data / "manifest.json").is_file() else validate(data)
-    deep = report is None or report.rows <= _MOST
-    if deep: report = _quality(data, model, max_length, verified)
-    else:
-        report.findings[:] = [replace(f, message=mask(f.message)) for f in report.findings]
-        _say(f"{report.rows:,} rows: only their form was checked; the content is looked at up to {_MOST:,} rows. Next: check a sample")
-    if html and not deep: raise UserError("there is no report to write: only the form was checked", value=str(html), exit_code=1)
-    if html: report.write(html)
-    _show({"checklist": [], **report.to_dict()} if as_json else report, as_json)
-    return 0 if report.ok else 1
-
-# %% ../nbs/90_cli.ipynb #021
-@app.command("prep")
-def _prep(data:Annotated[str, typer.Argument(help="A file of rows, or the name of a set that ships.")],
-          out:Annotated[Path, typer.Option(help="Directory to write.")], format:Optional[str]=None, split:str="80/10/10", seed:int=42,
-          group:Optional[str]=None, stratify:Optional[str]=None,
-          near:Annotated[float, typer.Option(help="Prompts at least this alike stay in one split; 0 looks at each row alone.")]=0.8, as_json:Json=False):
-    "Split rows into train, validation and test, with a manifest."
-    from ftlearn.data import sources
-    from ftlearn.data.split import prep
-    path, card = sources.find(data)
-    splits = prep(path, out, format=format, ratios=split, seed=seed, group=group or (card and card.group), stratify=stratify, near=near or None)
-    _show(splits.manifest if as_json else splits, as_json)
-
-# %% ../nbs/90_cli.ipynb #030
-@app.command("model")
-def _model(name:Annotated[str, typer.Argument(help="smollm2-135m-instruct, tiny, a folder, or a Hub id.")]="smollm2-135m-instruct", as_json:Json=False):
-    "Fetch a model, verify it and describe it."
-    from ftlearn.model.load import describe
-    _show(describe(name), as_json)
-
-# %% ../nbs/90_cli.ipynb #033
-def _config(config=None, sets=None, **arguments):
-    "Settings of a run from a file, `--set` options and named options, in rising order. The file of a set that ships is its `run.toml`."
-    from ftlearn.config import parse_set, resolve
-    given = parse_set(sets or []) | {k: v for k, v in arguments.items() if v is not None}
-    return resolve(given, file=config or _run_file(given.get("data") or resolve().data))
-
-def _run_file(data):
-    "The settings that come with a data set, or None."
-    from ftlearn.data import sources
-    if Path(data).exists() or data not in sources.names(): return None
-    file = sources.card(data).folder / "run.toml"
-    return file if file.exists() else None
-
-@app.command("train")
-def _train(data:Annotated[str, typer.Option(help="A data set directory, a file of rows, or the name of a set that ships.")], out:Annotated[str, typer.Option(help="The run directory to write.")],
-           model:Optional[str]=None, method:Annotated[Optional[str], typer.Option(help="lora, qlora, dora, full, prompt or ia3")]=None,
-           config:Annotated[Optional[Path], typer.Option(help="A TOML file of settings.")]=None,
-           set_:Annotated[Optional[list[str]], typer.Option("--set", help="key=value, as often as needed.")]=None,
-           resume:Annotated[bool, typer.Option(help="Go on where an interrupted run stopped. This is the default.")]=True, as_json:Json=False):
-    "Fine-tune. An interrupted run goes on from its newest good checkpoint."
-    from ftlearn.train.sft import train
-    done = train(_config(config, set_, data=data, out=out, model=model, method=method), resume=resume, say=_say)
-    _show(done.manifest if as_json else done, as_json)
-
-# %% ../nbs/90_cli.ipynb #038
-@app.command("estimate")
-def _estimate(data:Annotated[str, typer.Option(help="A data set directory, a file of rows, or the name of a set that ships.")],
-              model:Annotated[Optional[str], typer.Option(help="A name of the model table, a folder, or tiny.")]=None,
-              method:Annotated[Optional[str], typer.Option(help="lora, qlora, dora, full, prompt or ia3")]=None,
-              config:Annotated[Optional[Path], typer.Option(help="A TOML file of settings.")]=None,
-              set_:Annotated[Optional[list[str]], typer.Option("--set", help="key=value, as often as needed.")]=None,
-              memory:Annotated[Optional[float], typer.Option(help="GB of memory to fit into; without it, what is free here.")]=None, as_json:Json=False):
-    "Memory, time and cost of a run, before anything is spent. Exit 1 when it does not fit."
-    from ftlearn.model.budget import estimate_run
-    found = estimate_run(_config(config, set_, data=data, model=model, method=method), available=memory * 1e9 if memory is not None else None)
-    _show(found, as_json)
-    return 1 if found.fit.verdict == "does not fit" else 0
-
-# %% ../nbs/90_cli.ipynb #044
 def _predict(run, c, loaded, rows, name):
     "Predictions of one model on `rows` with the settings `c`, through the run's store, written to predictions/NAME.jsonl."
     from ftlearn.evaluate.generate import generate
@@ -239,7 +51,7 @@ def _evaluate_run(path, data=None, split="test", **options):
     _predict(run, run.config, load_tuned(run, _say), rows, "tuned")
     return report(run.path, data=data, **options)
 
-# %% ../nbs/90_cli.ipynb #045
+# %% ../nbs/90_cli.ipynb #011
 Metrics = Annotated[Optional[str], typer.Option(help="Names, comma-separated, the deciding one first; all when left out.")]
 Gate = Annotated[Optional[list[str]], typer.Option("--gate", help='A demand such as "exact_match>=0.6", as often as needed. Exit 1 when one fails.')]
 Strict = Annotated[bool, typer.Option("--strict", help="A gate that these rows leave undecided counts as failed.")]
@@ -249,7 +61,7 @@ By = Annotated[Optional[str], typer.Option("--by", help="How to slice: length, l
 LadderFile = Annotated[Optional[Path], typer.Option("--ladder", help="JSON of a ladder of cheaper ways (34).")]
 Ratings = Annotated[Optional[Path], typer.Option("--ratings", help='JSONL with {"rating": 1 to 5} a line.')]
 
-# %% ../nbs/90_cli.ipynb #046
+# %% ../nbs/90_cli.ipynb #012
 def _evidence(metrics, gate, other, seed_run, by, ladder, ratings):
     "Options of the command line as those of `report`; what cannot be read is refused before anything is asked or trained."
     from ftlearn.evaluate.gates import demand
@@ -269,7 +81,7 @@ def _judged(result, strict, as_json):
     if not as_json: _say(f"report: {result.path / 'report.html'}")
     return 0 if result.gates.ok(strict) else 1
 
-# %% ../nbs/90_cli.ipynb #047
+# %% ../nbs/90_cli.ipynb #013
 @app.command("evaluate")
 def _evaluate(run:Annotated[Path, typer.Argument(help="A run directory.")], data:Optional[str]=None, split:str="test", metrics:Metrics=None, gate:Gate=None, strict:Strict=False,
               other:Other=None, seed_run:SeedRun=None, by:By=None, ladder:LadderFile=None, ratings:Ratings=None, as_json:Json=False):
@@ -284,7 +96,42 @@ def _report(run:Annotated[Path, typer.Argument(help="A run directory with predic
     if not run.is_dir(): raise UserError("there is no such run", path=run, fix="ftlearn train ... --out RUN, then ftlearn evaluate RUN")
     return _judged(report(run, data=data, **_evidence(metrics, gate, other, seed_run, by, ladder, ratings)), strict, as_json)
 
-# %% ../nbs/90_cli.ipynb #054
+# %% ../nbs/90_cli.ipynb #020
+def _trained_on(run):
+    "The run's training rows; None, with the reason on standard error, where its data are gone or have changed."
+    try: return _rows_of(run, None, "train")
+    except UserError as e: _say(f"the training rows are not there: {e}")
+
+def _judge(url, name, key):
+    "The endpoint of a judge, or None. Raises `UserError` where only one of address and name is given."
+    from ftlearn.evaluate.endpoint import Endpoint
+    if (url is None) != (name is None): raise UserError("a judge needs an address and a name", value=url or name, fix="give both --judge URL and --judge-model NAME")
+    return url and Endpoint(url, name, api_key_env=key)
+
+# %% ../nbs/90_cli.ipynb #021
+@app.command("probe")
+def _probe(run:Annotated[Path, typer.Argument(help="A run directory.")], probes:Annotated[Optional[str], typer.Option(help="Names, comma-separated, or all; without it all but sampling and judge.")]=None,
+           rows:Annotated[Optional[int], typer.Option(help="At most so many rows a probe; without it 64 test rows, and all of the slices that ship.")]=None, data:Optional[str]=None, split:str="test",
+           template:Annotated[Optional[list[str]], typer.Option(help="Another wording with {question} in it, for consistency; as often as needed.")]=None,
+           judge:Annotated[Optional[str], typer.Option(help="Address of a server that judges, up to and with /v1.")]=None, judge_model:Annotated[Optional[str], typer.Option(help="Its model's name.")]=None,
+           judge_key_env:Annotated[Optional[str], typer.Option(help="The environment variable that holds its key.")]=None, as_json:Json=False):
+    "What the score does not show: forgetting, consistency, grounding, stopping, bias ... base against tuned. Exit 1 when something got worse."
+    from ftlearn.evaluate.checkup import TEMPLATES, checkup, probe_names
+    from ftlearn.evaluate.report import adapter_sha256
+    from ftlearn.model.load import load_model
+    from ftlearn.train.sft import Run, load_tuned
+    judge = _judge(judge, judge_model, judge_key_env)
+    names, r = probe_names(probes, judge), Run.open(run)
+    c, asked = r.config, _rows_of(r, data, split)
+    found = checkup(lambda: load_model(c.model, device=pick_device(c.device, c.dtype)), lambda: load_tuned(r, _say), asked, _trained_on(r) if "memorization" in names else None, names, 64 if rows is None else rows, rows, judge,
+                    template or TEMPLATES, c.max_new_tokens, c.generation_batch_size, r.predictions / "store.jsonl", say=_say)
+    found.about |= {"run": r.path.resolve().name, "split": str(data or split), "adapter": adapter_sha256(r.adapter)}
+    found.write(r.path)
+    _show(found, as_json)
+    _say(f"probes: {r.path / 'probes.md'}")
+    return 1 if found.worse else 0
+
+# %% ../nbs/90_cli.ipynb #027
 @app.command("score")
 def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, comma-separated.")]="exact_match,token_f1",
            normalize:Annotated[str, typer.Option(help="none or squad, for exact_match")]="none", level:float=0.95, as_json:Json=False):
@@ -300,14 +147,14 @@ def _score(predictions:Path, metrics:Annotated[str, typer.Option(help="Names, co
     if as_json: return _show({"n": len(rows), "scores": table, **({"undefined": scores.undefined} if scores.undefined else {})}, True)
     _show(f"**{len(rows)} predictions**\n\n" + md_table([{"metric": k, **v} for k, v in table.items()]) + "".join(f"\n\n`{k}` is undefined here and left out: {why}" for k, why in scores.undefined.items()))
 
-# %% ../nbs/90_cli.ipynb #056
+# %% ../nbs/90_cli.ipynb #029
 @app.command("compare")
 def _compare(base:Path, tuned:Path, metric:Annotated[str, typer.Option(help="One metric's name.")]="exact_match", as_json:Json=False):
     "Two predictions files on the same rows: difference, interval, p and verdict."
     from ftlearn.evaluate.report import compare
     _show(compare(base, tuned, metric), as_json)
 
-# %% ../nbs/90_cli.ipynb #058
+# %% ../nbs/90_cli.ipynb #031
 @app.command("power")
 def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to find, 0 to 1.")]=None, n:Annotated[Optional[int], typer.Option(help="The number of test rows you have.")]=None,
            discordance:Annotated[float, typer.Option(help="Share of rows on which the two models differ.")]=0.25, alpha:float=0.05, power:float=0.8, as_json:Json=False):
@@ -320,7 +167,7 @@ def _power(delta:Annotated[Optional[float], typer.Option(help="The difference to
     need = required_n(delta, discordance, alpha=alpha, power=power)
     _show({"delta": delta, "discordance": discordance, "alpha": alpha, "power": power, "n": need} if as_json else f"**{need} rows are needed to show a difference of {delta}**", as_json)
 
-# %% ../nbs/90_cli.ipynb #062
+# %% ../nbs/90_cli.ipynb #035
 def _answer(loaded, messages, run=None):
     "One greedy answer to a conversation."
     from ftlearn.evaluate.generate import generate
@@ -342,7 +189,7 @@ def _system_of(run):
     first = prompt_of(_rows_of(run, None, "train")[0])
     return [m for m in first if m["role"] == "system"]
 
-# %% ../nbs/90_cli.ipynb #063
+# %% ../nbs/90_cli.ipynb #036
 @app.command("chat")
 def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annotated[Optional[str], typer.Argument(help="One question; left out, a conversation line by line.")]=None):
     "One answer, or a conversation, in the terminal."
@@ -353,27 +200,36 @@ def _chat(name:Annotated[str, typer.Argument(metavar="RUN|MODEL")], prompt:Annot
     while (line := _typed()):
         print(_answer(loaded, [*start, {"role": "user", "content": line}], run))
 
-# %% ../nbs/90_cli.ipynb #067
+# %% ../nbs/90_cli.ipynb #040
 @app.command("package")
-def _package(run:Path, out:Annotated[Path, typer.Option(help="Directory to write.")], to:Annotated[str, typer.Option(help="merged")]="merged", as_json:Json=False):
-    "Merge a run for deployment and certify that its answers stayed the same. Exit 1 when they did not."
-    from ftlearn.data.formats import prompt_of
-    from ftlearn.core import write_json
-    from ftlearn.deploy.merge import certify, merge
-    from ftlearn.model.load import fetch
-    from ftlearn.train.sft import Run
-    if to != "merged": raise unknown("target", to, ["merged"])
-    r = Run.open(run)
-    base = fetch(r.config.model)
-    prompts = [prompt_of(row) for row in _rows_of(r, None, "test")[:8]]
-    unfinished = (out / "ftlearn.json").exists() and not (out / "certificate.json").exists()
-    merged = merge(r.path, base, out, replace=unfinished)
-    certificate = certify(r.path, base, merged, prompts)
-    write_json(out / "certificate.json", certificate.to_dict())
-    _show(certificate, as_json)
-    return 0 if certificate.ok else 1
+def _package(run:Path, out:Annotated[Path, typer.Option(help="Folder to write; it must not exist.")], to:Annotated[str, typer.Option(help="merged, gguf, ollama, vllm or docker.")]="merged",
+             force:Annotated[bool, typer.Option("--force", help="Write it although the certificate is refused.")]=False, rows:Annotated[int, typer.Option(help="Test questions asked of every stage.")]=16,
+             kinds:Annotated[str, typer.Option(help="Precisions of GGUF files, comma-separated: f32, f16, q8_0, q4_1; ollama and docker take the last.")]="f16,q8_0", as_json:Json=False):
+    "Package a run, with a certificate that it is still the model that was measured. Exit 1 when it is not; then nothing is written."
+    from ftlearn.deploy.package import package
+    _show(package(run, to, out, force, rows, tuple(k.strip() for k in kinds.split(",") if k.strip()), say=_say), as_json)
 
-# %% ../nbs/90_cli.ipynb #070
+# %% ../nbs/90_cli.ipynb #043
+@app.command("serve")
+def _serve(name:Annotated[str, typer.Argument(metavar="RUN|MODEL|FILE.gguf")], host:str="127.0.0.1", port:Annotated[int, typer.Option(help="0 takes a free one.")]=8000,
+           api_key_file:Annotated[Optional[Path], typer.Option(help="One key a line; needed when the host is not loopback.")]=None,
+           log:Annotated[Optional[Path], typer.Option(help="Keep questions, answers and stars in this SQLite file, personal data masked.")]=None,
+           log_content:Annotated[str, typer.Option(help="on, or off: times, tokens and stars only.")]="on",
+           engine:Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")]="auto",
+           adapter:Annotated[Optional[list[str]], typer.Option(help="NAME=RUN, or NAME=FILE.gguf for llama.cpp; as often as needed.")]=None,
+           adapters:Annotated[Optional[Path], typer.Option(help="Folder below which adapters may be added while running; for a run the one it lies in.")]=None,
+           slots:Annotated[int, typer.Option(help="Answers made at once.")]=8, queue:Annotated[int, typer.Option(help="Questions that may wait.")]=16,
+           max_tokens:Annotated[int, typer.Option(help="Longest answer that may be asked for.")]=1024, context:Annotated[int, typer.Option(help="llama.cpp: tokens of question and answer.")]=2048,
+           allow_host:Annotated[Optional[list[str]], typer.Option(help="A further name that this server is called by.")]=None,
+           verbose:Annotated[bool, typer.Option("--verbose", help="A line for each request, without its content.")]=False):
+    "Serve a run or a model over HTTP, as OpenAI's API and as a page."
+    from ftlearn.deploy.serve import Limits, Spec, serve
+    if log_content not in ("on", "off"): raise unknown("value of --log-content", log_content, ["on", "off"])
+    if bad := [a for a in adapter or [] if not all(a.partition("="))]: raise UserError("this is no adapter", value=bad[0], allowed="NAME=RUN or NAME=FILE.gguf")
+    spec = Spec(name, engine, adapters={n: p for n, _, p in (a.partition("=") for a in adapter or [])}, slots=slots, context=context)
+    serve(spec, host, port, api_key_file, log, log_content == "on", adapters, tuple(allow_host or ()), Limits(queue=queue, max_tokens=max_tokens), verbose)
+
+# %% ../nbs/90_cli.ipynb #046
 def _demo_out(method, model, data):
     "runs/demo for the defaults; the name says what differs from them."
     parts = [str(p).rstrip("/").split("/")[-1].removesuffix(".jsonl") for p in (method, model, data) if p]
@@ -404,7 +260,7 @@ def _demo_loop(config, run):
     _predict(run, config, tuned, splits.test, "tuned")
     return tuned, splits
 
-# %% ../nbs/90_cli.ipynb #071
+# %% ../nbs/90_cli.ipynb #047
 def _demo_ask(run, tuned, splits, prompt):
     "One answer: to `prompt`, to what is typed in a terminal, or else to the first test row."
     from ftlearn.data.formats import prompt_of

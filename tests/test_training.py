@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
+from transformers import TrainerCallback
 
 from forked import Whole, run, training, whole
 from ftlearn.config import Config, resolve
@@ -15,7 +16,7 @@ from ftlearn.evaluate.generate import generate
 from ftlearn.evaluate.metrics import score
 from ftlearn.tiny import tiny_rows
 from ftlearn.train.checkpoint import newest
-from ftlearn.train.sft import NotFinite, Run, answer_loss, load_tuned, train
+from ftlearn.train.sft import NotFinite, Run, _trainer_class, answer_loss, load_tuned, train
 from ftlearn.train.watch import EarlyStopping
 from test_checkpoint_faults import broken_model
 from test_kill import DEADLY, results
@@ -274,6 +275,28 @@ def test_a_metric_of_generated_answers(tmp_path):
     rows = random.Random(r.config.seed).sample(read_jsonl(r.data / "validation.jsonl"), 20)
     answers = generate(load_tuned(r, say=str), rows, max_new_tokens=48, progress=False)
     assert score([a["prediction"] for a in answers], [a["references"] for a in answers], ["exact_match"])["exact_match"].score == seen[best]
+
+
+def test_tied_weights_are_not_missing(tmp_path, caplog):
+    "All weights trained, the best taken back: the output layer stands in the file under the name of the embeddings, and nothing is said to be missing. What is missing is told."
+    from transformers.utils import logging as hf
+    hf.enable_propagation()
+    seen = []
+    class Look(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, **kw): seen.append(model.get_input_embeddings().weight.detach().clone())
+    try:
+        r, _ = one_run(tiny_rows(40), tmp_path / "run", callbacks=[Look()], method="full", learning_rate=0.05, max_steps=9, load_best=True)
+        assert "missing keys" not in caplog.text
+        best = [x["eval_loss"] for x in r.log.validation]
+        model = load_tuned(r, say=str).model
+        assert model.lm_head.weight is model.get_input_embeddings().weight and torch.equal(model.lm_head.weight, seen[best.index(min(best))])
+        trainer = object.__new__(_trainer_class())
+        trainer.model, trainer.accelerator = model, SimpleNamespace(unwrap_model=lambda m: m)
+        for gone, told in ((["lm_head.weight"], False), (["lm_head.weight", "model.embed_tokens.weight"], True), (["model.norm.weight"], True)):
+            caplog.clear()
+            trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=gone, unexpected_keys=[]))
+            assert ("missing keys" in caplog.text) == told
+    finally: hf.disable_propagation()
 
 
 def test_the_metric_changes_nothing_in_the_training(tmp_path):

@@ -40,7 +40,7 @@ def render(settings:Path) -> str:
             "setuptools": {"packages": {"find": {"include": [f"{lib}*"]}}},
             "nbdev": {"lib_path": lib, "nbs_path": d["nbs_path"],
                       **{k: value(v) for k, v in ini["nbdev"].items() if k not in ini.defaults()}},
-            "pytest": {"ini_options": {"testpaths": ["tests"]}},
+            "pytest": {"ini_options": {"testpaths": ["tests"], "markers": ["browser: needs Chromium; make test-browser runs these"], "addopts": "-m 'not browser'"}},
         },
     }
     return HEADER + tomli_w.dumps(doc)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from fastcore.basics import patch
 from ..core import UserError, md_table
-from .compare import _scores
+from .compare import _between, _scores, _show
 from .match import parse_json
 from .metrics import Pairs, pair
 from ..stats import wilson
@@ -153,12 +153,15 @@ class Fields:
     def __len__(self): return len(self.rows)
     @property
     def worst(self): return max(self.rows, key=lambda r: r["wrong"] + r["missing"])
+    @property
+    def table(self):
+        "A dict a field, as text."
+        return [{"field": r["field"], "rows": f"{r['rows']:,}", "base right": _show(r["base"]), "tuned right": f"{_show(r['tuned'])} ({_between(r['low'], r['high'], 1)})",
+                 "wrong": r["wrong"], "missing": r["missing"], "not asked for": r["extra"]} for r in self.rows]
     def _repr_markdown_(self):
-        table = [{"field": r["field"], "rows": r["rows"], "base right": f"{100*r['base']:.0f} %", "tuned right": f"{100*r['tuned']:.0f} % ({100*r['low']:.0f} to {100*r['high']:.0f})",
-                  "wrong": r["wrong"], "missing": r["missing"], "not asked for": r["extra"]} for r in self.rows]
         if not self.rows: return md_table([])
         w = self.worst
-        return f"**Most mistakes are in `{w['field']}`**: {w['wrong'] + w['missing']} of the {w['rows']} rows that have it; it is right in {100*w['tuned']:.0f} %.\n\n" + md_table(table)
+        return f"**Most mistakes are in `{w['field']}`**: {w['wrong'] + w['missing']} of the {w['rows']} rows that have it; it is right in {100*w['tuned']:.0f} %.\n\n" + md_table(self.table)
 
 # %% ../../nbs/34c_evaluate.changes.ipynb #034
 def fields(

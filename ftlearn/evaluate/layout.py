@@ -100,7 +100,7 @@ def _rows_section(r):
     if r.fields:
         w = r.fields.worst
         blocks.append(Fold(f"Field by field: most mistakes are in {w['field']}, in {w['wrong'] + w['missing']:,} of {w['rows']:,} rows",
-            [[{"field": f["field"], "rows": f"{f['rows']:,}", "base right": _show(f["base"]), "tuned right": f"{_show(f['tuned'])} ({_between(f['low'], f['high'], 1)})", "wrong": f["wrong"], "missing": f["missing"], "not asked for": f["extra"]} for f in r.fields.rows]]))
+            [r.fields.table]))
     return Section("What changed, row by row", blocks)
 
 def _slices_section(r):
@@ -114,9 +114,9 @@ def _slices_section(r):
 def _trust_section(r):
     "Seeds and leaks: would it hold?"
     blocks = [r.leaked.headline if r.leaked else "Whether test rows stand among the training rows was not looked at."]
-    if r.leaked and r.leaked.leaked: blocks.append([{"rows": name, "number": f"{c.n:,}", "base": _show(c.base, c.scale), "tuned": f"{_show(c.tuned, c.scale)} ({_between(*c.tuned_interval, c.scale)})", "verdict": c.verdict} for name, c in (("clean", r.leaked.clean), ("with a twin", r.leaked.known)) if c])
+    if r.leaked and r.leaked.leaked: blocks.append(r.leaked.table)
     if r.leaked and r.leaked.kinds["leak-template"]: blocks.append(Note(f"{r.leaked.kinds['leak-template']:,} test rows have the form of a training row with other names and numbers; they count as clean."))
-    if r.churn: blocks += [r.churn.headline, [{"runs": f"{x['a']} and {x['b']}", "right in one only": f"{_show(x['share'])} ({_between(x['low'], x['high'], 1)})", "in other words": _show(x["text"])} for x in r.churn.pairs]]
+    if r.churn: blocks += [r.churn.headline, r.churn.table]
     else: blocks.append("One seed only: how much another one would change is not known. Train with another seed and give it with `--seed-run`.")
     return Section("Would it hold again?", blocks)
 

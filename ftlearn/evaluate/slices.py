@@ -178,9 +178,11 @@ class Churn:
     def headline(self):
         s = sorted(self.scores.values())
         return (f"Between seeds {_show(self.share)} of the rows change sides ({_percent(self.level)} interval {_between(self.low, self.high, 1)}), and the score goes from {_show(s[0], self.scale)} to {_show(s[-1], self.scale)}.")
-    def _repr_markdown_(self):
-        return f"**{self.headline}** {len(self.scores)} runs, {self.n:,} rows, by {self.metric}.\n\n" + md_table([{"runs": f"{r['a']} and {r['b']}", "right in one only": f"{_show(r['share'])} ({_between(r['low'], r['high'], 1)})",
-            "in other words": _show(r["text"])} for r in self.pairs])
+    @property
+    def table(self):
+        "A dict a pair of runs, as text."
+        return [{"runs": f"{r['a']} and {r['b']}", "right in one only": f"{_show(r['share'])} ({_between(r['low'], r['high'], 1)})", "in other words": _show(r["text"])} for r in self.pairs]
+    def _repr_markdown_(self): return f"**{self.headline}** {len(self.scores)} runs, {self.n:,} rows, by {self.metric}.\n\n" + md_table(self.table)
 
 # %% ../../nbs/34d_evaluate.slices.ipynb #028
 def churn(
@@ -221,9 +223,12 @@ class Leaked:
         if not self.leaked: return f"No test row has a twin among the training rows (prompts with a Jaccard index of {self.threshold:g} or more were looked for)."
         if self.clean is None: return "Every test row has a twin among the training rows: this test shows what was remembered, and nothing else."
         return f"{len(self.leaked):,} of {self.n:,} test rows have a twin among the training rows. On the {self.clean.n:,} clean rows: {self.clean.verdict}, {_show(self.clean.base, self.clean.scale)} to {_show(self.clean.tuned, self.clean.scale)}."
-    def _repr_markdown_(self):
-        row = lambda name, c: {"rows": name, "number": c.n, "base": _show(c.base, c.scale), "tuned": f"{_show(c.tuned, c.scale)} ({_between(*c.tuned_interval, c.scale)})", "difference": f"{_show(c.difference, c.scale, True)} ({_between(c.low, c.high, c.scale, True)})", "verdict": c.verdict}
-        return f"**{self.headline}**\n\n" + md_table([row(name, c) for name, c in (("clean", self.clean), ("with a twin in train", self.known)) if c])
+    @property
+    def table(self):
+        "Clean rows and known ones, as text."
+        return [{"rows": name, "number": f"{c.n:,}", "base": _show(c.base, c.scale), "tuned": f"{_show(c.tuned, c.scale)} ({_between(*c.tuned_interval, c.scale)})", "difference": f"{_show(c.difference, c.scale, True)} ({_between(c.low, c.high, c.scale, True)})",
+                 "verdict": c.verdict} for name, c in (("clean", self.clean), ("with a twin in train", self.known)) if c]
+    def _repr_markdown_(self): return f"**{self.headline}**\n\n" + md_table(self.table)
 
 # %% ../../nbs/34d_evaluate.slices.ipynb #034
 def clean_rows(

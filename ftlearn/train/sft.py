@@ -60,6 +60,12 @@ class _Keeping:
         if not is_first(): return write()
         keep_best(self.ft_run, self.ft_watch, write)
 
+    def _issue_warnings_after_load(self, load_result):
+        "A tied weight stands in a file once, under its source's name: that is no missing weight. What else is missing is told."
+        tied, gone = self.accelerator.unwrap_model(self.model).all_tied_weights_keys, load_result.missing_keys
+        gone[:] = [k for k in gone if k not in tied or tied[k] in gone]
+        super()._issue_warnings_after_load(load_result)
+
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset
         return super()._get_train_sampler(data) if processes() == 1 else _same_order(data, self.args.train_batch_size, self.args.gradient_accumulation_steps)
