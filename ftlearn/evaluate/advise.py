@@ -55,15 +55,15 @@ def _ask(question, answer, evidence, speaks): return {"question": question, "ans
 
 # %% ../../nbs/34a_evaluate.advise.ipynb #013
 def _rung_question(question, kind, l, target):
-    "Whether a rung of this kind is good enough: as good as the best, or at the target."
+    "Whether a rung of this kind is good enough: at the target where there is one, else as good as the best."
     r = _top([r for r in l.rungs if r["kind"] == kind], l)
     if r is None: return None, _ask(question, "not measured", "no such rung in the ladder", "measuring it")
-    reached = target is not None and r["scores"][l.metric][1] >= target
-    fine = reached or r["standing"] in ("best", "as good")
+    low, high = r["scores"][l.metric][1:3]
+    said = ("yes" if r["standing"] in ("best", "as good") else "open" if r["standing"] == "open" else "no") if target is None else "yes" if low >= target else "open" if high >= target else "no"
     gap = "the best of all" if r["gap"] is None else f"{_points(r['gap']['difference'], l)} to {l.best} ({r['standing']})"
     says = {"rule": "a program", "prompt": "prompting", "tuned": "fine-tuning"}[kind]
-    return r, _ask(question, "yes" if fine else "open" if r["standing"] == "open" else "no", f"{_of(r, l)}; {gap}" + (f"; target {_percent(target, l)}" if target is not None else ""),
-                   says if fine else "more test rows" if r["standing"] == "open" else "fine-tuning" if kind != "tuned" else "something else")
+    return r, _ask(question, said, f"{_of(r, l)}; {gap}" + (f"; target {_percent(target, l)}" if target is not None else ""),
+                   says if said == "yes" else "more test rows" if said == "open" else "fine-tuning" if kind != "tuned" else "something else")
 
 def _questions(l, train_rows, target, current_facts, general, why):
     "All questions in the guides' order, the measured ones from the ladder."
