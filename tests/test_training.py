@@ -281,6 +281,7 @@ def test_tied_weights_are_not_missing(tmp_path, caplog):
     "All weights trained, the best taken back: the output layer stands in the file under the name of the embeddings, and nothing is said to be missing. What is missing is told."
     from transformers.utils import logging as hf
     hf.enable_propagation()
+    caplog.set_level("WARNING", logger="transformers")   # a test before this one may have made it quieter
     seen = []
     class Look(TrainerCallback):
         def on_evaluate(self, args, state, control, model=None, **kw): seen.append(model.get_input_embeddings().weight.detach().clone())
