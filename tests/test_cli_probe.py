@@ -1,12 +1,12 @@
 """`ftlearn probe`: verdicts that follow from the pairs, probes that do not fit said with their reason, files that are whole, and exit codes."""
-import json, random, signal, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json, random, signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from forked import start
+from judging import answering
 from ftlearn.cli import main
 from ftlearn.core import pick_device, read_json, read_jsonl, write_jsonl
 from ftlearn.data.formats import answer_of
@@ -156,28 +156,14 @@ def test_labels_are_no_matter_of_grounding_or_memory(probe, tmp_path):
 
 # --- the judge
 
-class Likes(BaseHTTPRequestHandler):
-    "A judge that likes JSON."
-    def log_message(self, *args): pass
-    def send(self, body):
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        for k, v in {"content-type": "application/json", "content-length": len(data)}.items(): self.send_header(k, str(v))
-        self.end_headers(); self.wfile.write(data)
-    def do_GET(self): self.send({"object": "list", "data": []})
-    def do_POST(self):
-        text = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
-        good = ['{"count"' in text.split(f"<answer {i}>")[1].split("</answer")[0] for i in (1, 2)]
-        said = "[[1]]" if good[0] > good[1] else "[[2]]" if good[1] > good[0] else "[[0]]"
-        self.send({"id": "1", "object": "chat.completion", "created": 1, "model": "f", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}]})
+def likes_json(text):
+    good = ['{"count"' in text.split(f"<answer {i}>")[1].split("</answer")[0] for i in (1, 2)]
+    return "[[1]]" if good[0] > good[1] else "[[2]]" if good[1] > good[0] else "[[0]]"
 
 
 @pytest.fixture
 def judge():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Likes)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown(); server.server_close()
+    with answering(likes_json) as url: yield url
 
 
 def test_a_judge(probe, run, judge):

@@ -1,12 +1,12 @@
 """Probes: likelihoods equal to one by one on every path, forgetting without false alarms, shares and intervals that hold, a judge whose faults are found."""
-import json, random, threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json, random, time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from judging import answering
 from ftlearn.core import UserError, data_root, pick_device, sha256_file
 from ftlearn.data.sources import load
 from ftlearn.evaluate.choice import ChoiceScores, Perplexity, perplexity, token_logprobs
@@ -244,28 +244,15 @@ def test_swapping_twice_gives_the_text_again(name):
 
 # --- the judge
 
-class Fickle(BaseHTTPRequestHandler):
+def told(text):
     "Says what the question tells it to say."
-    def log_message(self, *args): pass
-    def send(self, body):
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        for k, v in {"content-type": "application/json", "content-length": len(data)}.items(): self.send_header(k, str(v))
-        self.end_headers(); self.wfile.write(data)
-    def do_GET(self): self.send({"object": "list", "data": []})
-    def do_POST(self):
-        text = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
-        first = "<answer 1>good" in text
-        said = "[[1]]" if "always first" in text else "hm" if "mute" in text else "hm" if "half mute" in text and first else ("[[1]]" if first else "[[2]]")
-        self.send({"id": "1", "object": "chat.completion", "created": 1, "model": "f", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}]})
+    first = "<answer 1>good" in text
+    return "[[1]]" if "always first" in text else "hm" if "mute" in text else "hm" if "half mute" in text and first else ("[[1]]" if first else "[[2]]")
 
 
 @pytest.fixture
 def fickle():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Fickle)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "f", retries=0)
-    server.shutdown(); server.server_close()
+    with answering(told) as url: yield Endpoint(url, "f", retries=0)
 
 
 def sides(question, n=12): return ([{"id": i, "prompt": f"{question} {i}", "prediction": a} for i in range(n)] for a in ("bad", "good"))

@@ -9,7 +9,6 @@ __all__ = ['SERVER', 'DOCKERIGNORE', 'vllm_facts', 'check_arguments', 'vllm_argu
 # %% ../../nbs/51a_deploy.containers.ipynb #002
 import json, shlex
 from importlib import metadata
-from pathlib import Path
 from ..core import UserError, data_root, unknown
 from ..cost import read_table
 

@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from ..core import UserError, atomic_dir, md_table, need_disk, read_json, unknown
 from .merge import _adapter, _base_folder, _base_model, _check_adapter, _stored_dtype
+from ..evaluate.endpoint import llama_server
 from ..model.load import _parameters, _weight_files, check_folder, load_tokenizer, stop_token
 
 # %% ../../nbs/50a_deploy.gguf.ipynb #006
@@ -118,7 +119,7 @@ def _stored(w, name, kind):
 # %% ../../nbs/50a_deploy.gguf.ipynb #027
 def _tensors(folder, config, arch, permuted, kind):
     "For each tensor of a model folder: its GGUF name, its shape, and a function that reads and converts it."
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from safetensors import safe_open
     names = get_tensor_name_map(next(a for a, n in MODEL_ARCH_NAMES.items() if n == arch), config["num_hidden_layers"])
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
@@ -254,16 +255,7 @@ def _post(self, route, body):
 # %% ../../nbs/50a_deploy.gguf.ipynb #042
 @patch
 def __enter__(self:LlamaCpp):
-    for p in [self.path, *self.adapters]:
-        if not p.is_file(): raise UserError("no such GGUF file", path=p, fix="`ftlearn package RUN --to gguf` makes one")
-    import xllamacpp
-    p = xllamacpp.CommonParams()
-    p.model.path, p.model_alias, p.n_ctx, p.n_parallel, p.port, p.verbosity = str(self.path), {self.path.stem}, self.context, 1, 0, -1
-    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = self.threads or torch.get_num_threads()
-    p.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(a), 1.0) for a in self.adapters]
-    try: self.server = xllamacpp.Server(p)
-    except RuntimeError as e: raise UserError(f"llama.cpp cannot load this file ({e})", path=self.path, exit_code=1) from None
-    _post(self, "/completion", {"prompt": [0], "n_predict": 1})   # a server that is ended before its loop began would never end
+    self.server = llama_server(self.path, 1, self.context, self.threads or torch.get_num_threads(), self.adapters)
     return self
 
 @patch
@@ -323,7 +315,7 @@ def _no_place(info, config, tensors):
 # %% ../../nbs/50a_deploy.gguf.ipynb #060
 def _lora_tensors(tensors, config, c, arch, permuted):
     "The adapter's matrices under their GGUF names, B scaled so that alpha/r is right for all."
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     names = get_tensor_name_map(next(a for a, n in MODEL_ARCH_NAMES.items() if n == arch), c["num_hidden_layers"])
     heads = {"q_proj": c["num_attention_heads"], "k_proj": c.get("num_key_value_heads") or c["num_attention_heads"]}
     for key in sorted(k for k in tensors if k.endswith(".lora_A.weight")):

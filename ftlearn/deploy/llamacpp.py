@@ -6,12 +6,13 @@
 __all__ = ['shipped_gguf', 'LlamaEngine']
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #002
-import http.client, json, os, secrets, socket, threading
+import http.client, json, secrets, socket, threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from fastcore.basics import patch
 from ..core import UserError, atomic_dir, cache_dir, file_lock, unknown
 from .ask import Ask, Refused, room_for
+from ..evaluate.endpoint import llama_server
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #005
 def shipped_gguf() -> Path: # the file
@@ -24,20 +25,6 @@ def shipped_gguf() -> Path: # the file
     return next(folder.glob("*.gguf"))
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #008
-def _server(path, adapters, slots, context, threads):
-    "A running server of llama.cpp, and its key."
-    try: import xllamacpp
-    except ImportError: raise UserError("the package xllamacpp is not installed", fix="pip install xllamacpp, or --engine transformers") from None
-    for file in (path, *adapters.values()):
-        if not Path(file).is_file(): raise UserError("no such GGUF file", path=file, fix="check the path; `ftlearn package RUN --to gguf` makes one")
-    p, key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
-    p.model.path, p.n_ctx, p.n_parallel, p.port, p.verbosity, p.api_keys, p.warmup = str(path), context*slots, slots, 0, 1, [key], False
-    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
-    p.lora_adapters, p.lora_init_without_apply = [xllamacpp.CommonAdapterLoraInfo(str(f), 0.0) for f in adapters.values()], True
-    try: return xllamacpp.Server(p), key
-    except RuntimeError as e: raise UserError(f"llama.cpp cannot load this ({e})", path=path, fix="check that the file is whole, and that each adapter was made for it", exit_code=1) from None
-
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #011
 class LlamaEngine:
     "A GGUF file and its LoRA adapters, answering by llama.cpp."
     def __init__(self,
@@ -57,11 +44,12 @@ class LlamaEngine:
         "Who can be asked, the base first."
         return {self.name: dict(parent=None, context=self.context)} | {n: dict(parent=self.name, context=self.context, method="lora") | self.hints.get(n, {}) for n in self.adapters}
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #012
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #010
 @patch
 def _start(self:LlamaEngine, adapters):
     "A server with these adapters takes the place of the one before, which lives on until its last answer is given."
-    self._server, self._key = _server(self.path, adapters, self.slots, self.context, self.threads)
+    self._key = secrets.token_urlsafe(24)
+    self._server = llama_server(self.path, self.slots, self.context, self.threads, list(adapters.values()), apply=False, key=self._key)
     self._at = self._server.listening_address.removeprefix("http://")
     self.adapters = dict(adapters)
     self.context = self._post("/props", None)["default_generation_settings"]["n_ctx"]
@@ -84,7 +72,7 @@ def _post(self:LlamaEngine, path, body):
     if r.status != 200: raise Refused(f"llama.cpp refuses this: {str(said.get('error', {}).get('message'))[:200]}", status=400 if r.status < 500 else 503)
     return said
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #015
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #014
 @patch
 def _tokens(self:LlamaEngine, text, special, add): return self._post("/tokenize", dict(content=text, parse_special=special, add_special=add))["tokens"]
 
@@ -98,7 +86,7 @@ def _prompt_ids(self:LlamaEngine, ask):
     if self._tokens(said, True, False) != self._tokens(said, False, False): raise Refused("a message holds a control token of the model", param="messages")
     return self._tokens(self._post("/apply-template", {"messages": ask.messages, **({"tools": ask.tools} if ask.tools else {})})["prompt"], True, True)
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #020
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #019
 @patch
 def _request(self:LlamaEngine, ask, ids, limit):
     "The body of llama.cpp's `/completion`."
@@ -108,7 +96,7 @@ def _request(self:LlamaEngine, ask, ids, limit):
 
 _REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #021
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #020
 def _listen(response, id, tell):
     "Pass on what llama.cpp says; returns why it ended, and how many tokens there were."
     n = 0
@@ -120,7 +108,7 @@ def _listen(response, id, tell):
         tell(dict(id=id, text=e["content"], token=e["tokens"][-1] if e["tokens"] else None))
     return "error", n
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #022
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #021
 @patch
 def _answer(self:LlamaEngine, ask, connection, server, tell):
     "In a thread: read the answer to its end. `server` is held so that it lives as long."
@@ -131,7 +119,7 @@ def _answer(self:LlamaEngine, ask, connection, server, tell):
     connection.close()
     tell(dict(id=ask.id, finish="cancelled" if cancelled else reason, completion_tokens=n))
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #023
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #022
 @patch
 def submit(self:LlamaEngine,
     ask:Ask, # what is asked
@@ -160,7 +148,7 @@ def step(self:LlamaEngine) -> bool: # False: nothing to do here
     "llama.cpp steps by itself."
     return False
 
-# %% ../../nbs/52c_deploy.llamacpp.ipynb #030
+# %% ../../nbs/52c_deploy.llamacpp.ipynb #029
 @patch
 def add_adapter(self:LlamaEngine,
     name:str, # the name to serve it by

@@ -7,9 +7,8 @@ __all__ = ['Frame', 'frame_of', 'go_template', 'render_go', 'conversations', 'mo
 
 # %% ../../nbs/51_deploy.ollama.ipynb #002
 import json, re
-from dataclasses import dataclass, field
-from fastcore.basics import patch
-from ..core import UserError, md_table
+from dataclasses import dataclass
+from ..core import UserError
 
 # %% ../../nbs/51_deploy.ollama.ipynb #005
 _MARKS = ("ZqSystem", "ZqAsk", "ZqSay", "ZqMore")

@@ -6,11 +6,10 @@
 __all__ = ['TARGETS', 'Packaged', 'package']
 
 # %% ../../nbs/51b_deploy.package.ipynb #002
-import json, re, shutil
+import re, shutil
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from fastcore.basics import patch
 import ftlearn
 from ..core import UserError, atomic_dir, md_table, need_disk, read_json, read_jsonl, unknown, write_json
 from ..data.formats import answer_of, prompt_of

@@ -6,7 +6,7 @@
 __all__ = ['Said', 'ask_model', 'ask_folder', 'ask_gguf', 'ask_endpoint', 'Limits', 'Stage', 'judge', 'Parity', 'parity']
 
 # %% ../../nbs/50b_deploy.parity.ipynb #002
-import json, os, subprocess, sys, tempfile
+import json, subprocess, sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch

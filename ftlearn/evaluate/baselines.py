@@ -9,7 +9,7 @@ __all__ = ['Rung', 'majority', 'copied', 'nearest_row', 'word_count', 'by_functi
 # %% ../../nbs/34_evaluate.baselines.ipynb #002
 import json, random, tempfile, time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch

@@ -9,7 +9,6 @@ __all__ = ['PROBES', 'ON_REQUEST', 'NOT_ASKED', 'TEMPLATES', 'probe_names', 'Fin
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-import numpy as np
 from fastcore.basics import patch
 from ..core import UserError, atomic_write, md_table, unknown, write_json
 from ..data.augment import Made, paraphrase, parent_of
@@ -19,7 +18,7 @@ from ..decide import Decision, decide, holm
 # %% ../../nbs/35e_evaluate.checkup.ipynb #003
 from .changes import _labels
 from .compare import _with_width
-from .choice import ChoiceScores, Perplexity, choice_scores, perplexity
+from .choice import Perplexity, choice_scores, perplexity
 from .counterfactual import SWAPS, answer_changes, counterfactual, swap_rows, swap_words
 from .endpoint import Endpoint
 from .forget import Abilities, abilities, forgetting

@@ -16,7 +16,7 @@ from ftlearn.core import UserError, atomic_dir, need_disk, need_writable, pick_d
 from ftlearn.config import Config, resolve
 from ftlearn.data.augment import augment
 from ftlearn.data.recombine import recombine
-from ftlearn.data.encode import collate, encode_rows
+from ftlearn.data.encode import encode_rows
 from ftlearn.data.mix import row_weights
 from ftlearn.model.adapt import adapt
 from ftlearn.model.fast import speed_up
@@ -24,7 +24,7 @@ from ftlearn.model.load import Loaded, load_model
 from ftlearn.train.checkpoint import Stop, explain_full_disk, newest, save_checkpoint
 from ftlearn.train.processes import SameOrder, first_then_all, from_first, is_first, join_processes, one_writer, processes, total, wait, with_padding
 from ftlearn.train.resume import Guard
-from ftlearn.train.watch import LiveLine, LogWriter, plot_log, read_log
+from ftlearn.train.watch import LiveLine, LogWriter, plot_log
 
 # %% ../../nbs/42_train.sft.ipynb #004
 from ftlearn.train.best import Enough, check_watch, drop_unnamed, end_with_best, keep_best, scorer, watch_callback, watched
