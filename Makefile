@@ -30,7 +30,7 @@ lab: $(STAMP) ## open JupyterLab at the first tutorial (LAB="--no-browser" is pa
 
 test: check ## the quick checks, then every notebook, then pytest (JOBS=1: one at a time)
 	$(PY) tools/nbtest.py -j $(JOBS)
-	$(PY) -m pytest -q -n $(JOBS) --dist loadfile
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## the quick checks: is everything as it should be? (runs no notebook)
 	@$(PY) tools/check.py

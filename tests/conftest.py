@@ -8,6 +8,15 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 os.environ.setdefault("MPLBACKEND", "agg")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"): os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))   # before anything imports torch
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
+if workers: import preloaded  # noqa: E402, F401   once, and out of the way of the garbage collections that each training does
+
+
+LONG = ["test_training", "test_kill", "test_search", "test_cli_search", "test_deploy_package", "test_gradients", "test_multiprocess", "test_data_files"]
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take a minute or more come first (with --no-loadscope-reorder): so two workers end at about the same time."
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 class Mini:
@@ -67,6 +76,15 @@ console_scripts =
 tst_flags = slow cuda
 update_pyproject = false
 """
+
+
+@pytest.fixture(scope="session")
+def mlflow_made(tmp_path_factory):
+    "An empty database of MLflow's. Making one takes six seconds."
+    from mlflow import MlflowClient
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

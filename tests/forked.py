@@ -33,9 +33,9 @@ def child(request):
 
 
 def serve():
-    import ftlearn.cli, ftlearn.deploy.merge, ftlearn.evaluate.generate, ftlearn.evaluate.report, ftlearn.train.sft  # noqa: F401
-    from datasets import Dataset  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+    import ftlearn.cli, ftlearn.deploy.merge, ftlearn.evaluate.generate, ftlearn.evaluate.report, ftlearn.train.search, ftlearn.train.sft  # noqa: F401
+    import mlflow, optuna, preloaded  # noqa: E401, F401
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,5 +1,5 @@
 """`ftlearn search`: what it finds is in its folder and on standard output, it goes on where it was, and wrong use is refused before anything is trained."""
-import json, signal, sqlite3, time, tomllib
+import json, shutil, signal, sqlite3, time, tomllib
 
 import pytest
 
@@ -18,9 +18,11 @@ def rows(tmp_path):
 
 
 @pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
+def cli(capsys, tmp_path, monkeypatch, mlflow_made):
     "Run `ftlearn search` in an empty folder; gives exit code, standard output and standard error."
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").mkdir()
+    shutil.copy(mlflow_made, tmp_path / "s/mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     def call(*args):
         with pytest.raises(SystemExit) as e: main(["search", *map(str, args)])

@@ -85,6 +85,14 @@ def test_ended_from_outside_it_ends_its_notebooks(mini):
     assert process.wait(60) == 130 and gone(int(pid.read_text()))
 
 
+def test_imported_once_for_all(mini):
+    "With --preload a notebook finds the libraries imported, and its programs see nothing of the tools."
+    mini.write("tutorials/08_modules", "md:# M", "import os, sys", "assert {'torch', 'trl.trainer.sft_trainer', 'preloaded'} <= sys.modules.keys()", "assert 'tools' not in os.environ.get('PYTHONPATH', '') and not any(p.endswith('tools') for p in sys.path)",
+               "import atexit\nopen('gone', 'w').close()\natexit.register(os.remove, os.path.abspath('gone'))")
+    assert "ok" in line_of(run(mini, "08_modules", "--preload").stdout, "08_modules") and not list(mini.root.rglob("gone"))
+    assert "failed in cell 2" in line_of(run(mini, "08_modules", "--no-preload").stdout, "08_modules")
+
+
 def main(mini, monkeypatch, *args):
     "The exit status of nbtest.main in this process."
     monkeypatch.setattr(sys, "argv", ["nbtest.py", "--root", str(mini.root), *args])

@@ -1,8 +1,9 @@
 """A search is shared by two processes, survives a kill, records failures, and looks at no test row."""
-import json, os, signal, sqlite3, subprocess, sys, textwrap, time
+import json, shutil, sqlite3
 
 import pytest
 
+import forked
 from ftlearn.config import resolve
 from ftlearn.core import UserError, write_jsonl
 from ftlearn.tiny import tiny_rows
@@ -10,12 +11,20 @@ from ftlearn.train import search as module
 from ftlearn.train.search import search
 
 PROGRAM = """
-    import json, sys
-    from ftlearn.config import resolve
-    from ftlearn.train.search import search
-    r = search(resolve(json.loads(sys.argv[1]), settings=False), {"learning_rate": (1e-4, 1e-2)}, n_trials=int(sys.argv[2]), seeds=0, pruner="none",
-               storage=sys.argv[3] or None, say=lambda text: print(text, flush=True))
+import json, os
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+from ftlearn.config import resolve
+from ftlearn.train.search import search
+search(resolve(json.loads({config!r}), settings=False), {{"learning_rate": (1e-4, 1e-2)}}, n_trials={n}, seeds=0, pruner="none", storage={storage!r} or None, say=lambda text: print(text, flush=True))
+raise SystemExit(0)
 """
+
+
+@pytest.fixture(autouse=True)
+def made(tmp_path, mlflow_made):
+    for name in ("search", "search-a", "search-b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(mlflow_made, tmp_path / name / "mlflow.db")
 
 
 def settings(tmp_path, **more):
@@ -24,9 +33,9 @@ def settings(tmp_path, **more):
     return {"model": "tiny", "method": "full", "data": str(rows), "out": str(tmp_path / "search"), "max_length": 512, "dtype": "float32", "max_steps": 6} | more
 
 
-def start(config, n, storage=""):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"} | {"MLFLOW_TRACKING_URI": ""}
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(PROGRAM), json.dumps(config), str(n), storage], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+def start(tmp_path, log, config, n, storage=""):
+    "A search in a process of its own."
+    return forked.start(tmp_path / log, first=PROGRAM.format(config=json.dumps(config), n=n, storage=storage))
 
 
 def trials(tmp_path, db=None):
@@ -46,10 +55,8 @@ def runs(tmp_path):
 def test_two_processes_one_study(tmp_path):
     "Two processes share a SQLite file: six trials in all, some by each, none twice, each an MLflow run."
     db = tmp_path / "shared.db"
-    both = [start(settings(tmp_path, max_steps=20), 6, f"sqlite:///{db}") for _ in range(2)]
-    for p in both:
-        _, err = p.communicate(timeout=1500)
-        assert p.returncode == 0, err
+    both = [start(tmp_path, f"log{i}", settings(tmp_path, max_steps=20), 6, f"sqlite:///{db}") for i in range(2)]
+    for c in both: assert c.wait() == 0, c.said
     done = trials(tmp_path, db)
     assert len(done) == 6 and {t.state.name for t in done} == {"COMPLETE"}
     assert len({t.user_attrs["process"][1] for t in done}) == 2, "both took part"
@@ -62,16 +69,12 @@ def test_two_processes_one_study(tmp_path):
 def test_killed_and_taken_up_again(tmp_path):
     "SIGKILL in mid-trial: the next call sets the trial free, tries its settings again where it stood, and ends with as many trials."
     config = settings(tmp_path, max_steps=120)
-    p, limit = start(config, 2), time.time() + 1200
-    while not list((tmp_path / "search" / "trials").glob("*/checkpoints/step-*")):
-        assert p.poll() is None and time.time() < limit, p.stderr.read() if p.poll() is not None else "no checkpoint"
-        time.sleep(0.05)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    c = start(tmp_path, "log", config, 2).until(lambda: list((tmp_path / "search" / "trials").glob("*/checkpoints/step-*")))
+    assert c.alive, c.said
+    c.kill()
     assert [t.state.name for t in trials(tmp_path)] == ["RUNNING"]
-    again = start(config, 2)
-    out, err = again.communicate(timeout=1500)
-    assert again.returncode == 0 and "trial 0 was interrupted" in out, err
+    again = start(tmp_path, "again", config, 2)
+    assert again.wait() == 0 and "trial 0 was interrupted" in again.said, again.said
     states = [(t.state.name, t.params.get("learning_rate"), t.user_attrs.get("folder")) for t in trials(tmp_path)]
     assert [s for s, *_ in states] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert states[0][1] == states[1][1] and states[1][2] == "0000"
@@ -97,6 +100,7 @@ def test_failed_trial_is_recorded(tmp_path, monkeypatch):
 
 def test_pruned_and_tracked_elsewhere(tmp_path, monkeypatch):
     "A hopeless trial stops at a quarter; MLFLOW_TRACKING_URI is respected."
+    (tmp_path / "search" / "mlflow.db").rename(tmp_path / "elsewhere.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
     rates = iter([3e-3] * 4 + [1e-9])
     monkeypatch.setattr(module, "_suggest", lambda trial, name, spec: trial.suggest_float(name, *(lambda x: (x, x))(next(rates))))

@@ -1,9 +1,10 @@
 """Run the notebooks as tests, each in a process of its own with a hard time limit (`make test`, `make test-gpu`).
 
 A failed cell, a crash and a hang are each named with their cell; the closing line counts. Cells are counted from 0, as in their ids.
+Importing the training libraries takes some ten seconds a process: where many notebooks are run, one process imports them, and each notebook's is forked from it.
 Exit 1 when a notebook does not pass or when there are none, 2 for --flags cuda where torch sees no GPU.
 """
-import argparse, os, re, signal, subprocess, sys, tempfile, threading, time
+import argparse, atexit, multiprocessing.forkserver, os, re, signal, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT, TUTORIAL_LIMIT = 300, 600                                # seconds a notebook
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+COLD = {"21_model.adapt"}                                       # begins with an empty interpreter: it is about what importing does
+MANY = 12                                                       # from so many notebooks on, preloaded.py is imported once for all
 TAIL = 60                                                       # lines of output shown of a notebook that did not pass
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- in the process of one notebook
 
-def run_one(path, root, trace, flags):
-    "Run a notebook here through nbdev's own `test_nb`, writing to the file `trace` which cell has begun, and how it ended."
+def run_one(path, root, trace, flags, out, env):
+    "Run a notebook here through nbdev's own `test_nb`, writing to the file `trace` which cell has begun, and how it ended; all that is said goes to the file `out`."
+    os.setsid()
+    os.environ.clear(), os.environ.update(env)
+    for stream in (1, 2): os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND), stream)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(root)
     from execnb.shell import CaptureShell
     from nbdev.config import get_config
     from nbdev.test import test_nb
@@ -35,6 +45,7 @@ def run_one(path, root, trace, flags):
     skip = skip.split() if isinstance(skip, str) else skip
     passed, _ = test_nb(path, skip_flags=skip, force_flags=flags, basepath=root, profile=False, cell_timeout=None)
     with open(trace, "a") as f: f.write("passed\n" if passed else "failed\n")
+    atexit._run_exitfuncs()                                     # a forked process would leave them out
     sys.exit(not passed)
 
 
@@ -60,46 +71,55 @@ def ended(code):
 def kill(process, sig=signal.SIGKILL):
     "Send a signal to the process and to all that it started."
     try: os.killpg(process.pid, sig)
-    except (ProcessLookupError, PermissionError): pass
+    except PermissionError: pass
+    except ProcessLookupError:                                  # not yet, or no longer, the head of a group
+        if process.is_alive(): os.kill(process.pid, sig)
 
 
 class Runner:
-    def __init__(self, root=ROOT, flags=(), workers=1, limit=None):
+    def __init__(self, root=ROOT, flags=(), workers=1, limit=None, preload=False):
         self.root, self.flags, self.workers, self.limit = Path(root).resolve(), list(flags), workers, limit
         self.running, self.lock, self.stopped = set(), threading.Lock(), False
-        self.env = {**os.environ, **QUIET}
-        self.env.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+        os.environ.update(QUIET)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+        self.fresh, self.forks = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+        if preload: self.import_once()
+
+    def import_once(self):
+        "Start the process that notebooks are forked from; it finds preloaded.py beside this file."
+        self.forks.set_forkserver_preload(["preloaded"])
+        env = dict(os.environ)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), env.get("PYTHONPATH")]))
+        try: multiprocessing.forkserver.ensure_running()
+        finally: os.environ.clear(), os.environ.update(env)
 
     def limit_of(self, path): return self.limit or (LIMIT if path.parent.name == "nbs" else TUTORIAL_LIMIT)
 
     def run(self, path) -> Result:
         "Run one notebook in a process group of its own."
-        with tempfile.TemporaryDirectory() as tmp, open(Path(tmp) / "output", "w+b") as out:
-            trace, limit = Path(tmp) / "trace", self.limit_of(path)
-            trace.touch()
-            command = [sys.executable, __file__, "--one", str(path), "--root", str(self.root), "--trace", str(trace), "--flags", " ".join(self.flags)]
-            start = time.monotonic()
+        with tempfile.TemporaryDirectory() as tmp:
+            trace, out, limit = Path(tmp) / "trace", Path(tmp) / "output", self.limit_of(path)
+            trace.touch(), out.touch()
             with self.lock:
                 if self.stopped: return Result(path.stem, False, "not started", 0.0, 0, "")
-                process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.root, env=self.env, start_new_session=True)
+                process = (self.fresh if path.stem in COLD else self.forks).Process(target=run_one, args=(str(path), str(self.root), str(trace), self.flags, str(out), dict(os.environ)))
+                process.start()
+                start = time.monotonic()
                 self.running.add(process)
             try:
-                try: code, hung = process.wait(limit), False
-                except subprocess.TimeoutExpired: code, hung = self.interrupt(process), True
+                process.join(limit)
+                if hung := process.is_alive(): self.interrupt(process)
             finally:
                 kill(process)                                   # whatever the notebook has left running
-                process.wait()
+                process.join()
                 self.running.discard(process)
-            seconds = time.monotonic() - start
-            out.seek(0)
-            return self.judge(path, code, hung, limit, seconds, trace.read_text().split(), out.read().decode(errors="replace"))
+            return self.judge(path, None if hung else process.exitcode, hung, limit, time.monotonic() - start, trace.read_text().split(), out.read_text(errors="replace"))
 
     @staticmethod
     def interrupt(process):
         "Ask a process for the stacks of its threads (nbdev prints them on SIGINT) and give it a moment for that."
         kill(process, signal.SIGINT)
-        try: return process.wait(5)
-        except subprocess.TimeoutExpired: return None
+        process.join(5)
 
     def judge(self, path, code, hung, limit, seconds, trace, output) -> Result:
         last, cells = (trace or [""])[-1], [t for t in trace if t.isdigit()]
@@ -154,15 +174,14 @@ def main():
     args.add_argument("--flags", default="", help="run the cells with these flags too: cuda, slow")
     args.add_argument("--limit", type=float, help=f"seconds a notebook may take (default {LIMIT}, a tutorial {TUTORIAL_LIMIT})")
     args.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    args.add_argument("--one", help=argparse.SUPPRESS)
-    args.add_argument("--trace", help=argparse.SUPPRESS)
+    args.add_argument("--preload", action=argparse.BooleanOptionalAction, help=f"import the training libraries once for all notebooks (default: from {MANY} notebooks on)")
     args = args.parse_args()
-    if args.one: return run_one(args.one, args.root, args.trace, args.flags.split())
     from notebooks import Project, select
     if "cuda" in args.flags.split(): need_gpu()
     signal.signal(signal.SIGTERM, signal.default_int_handler)    # ended from outside: end the notebooks too
     paths, start = select(Project(args.root).paths, args.names), time.monotonic()
-    try: results = Runner(args.root, args.flags.split(), max(1, args.workers), args.limit).run_all(paths)
+    if args.preload is None: args.preload = len(paths) >= MANY
+    try: results = Runner(args.root, args.flags.split(), max(1, args.workers), args.limit, args.preload).run_all(paths)
     except KeyboardInterrupt: sys.exit(130)
     sys.exit(close(results, time.monotonic() - start))
 
