@@ -77,7 +77,7 @@ def main():
     a = a.parse_args()
     folder, gguf, port = str(fetch()), str(shipped_gguf()), free_port()
     url, exe = f"http://127.0.0.1:{port}", str(Path(sys.executable).parent)
-    raw = f"import time; from ftlearn.deploy.llamacpp import _server; import xllamacpp; p = xllamacpp.CommonParams(); p.model.path, p.n_ctx, p.n_parallel, p.port = {gguf!r}, 2048*8, 8, {port}; s = xllamacpp.Server(p); time.sleep(10**6)"
+    raw = f"import time, xllamacpp; p = xllamacpp.CommonParams(); p.model.path, p.n_ctx, p.n_parallel, p.port = {gguf!r}, 2048*8, 8, {port}; s = xllamacpp.Server(p); time.sleep(10**6)"
     servers = {"ours, llama.cpp": (ours([gguf, "--port", str(port)]), "/health", Path(gguf).stem), "ours, transformers": (ours([folder, "--port", str(port)]), "/health", Path(folder).name),
                "transformers serve": ([f"{exe}/transformers", "serve", "--port", str(port), folder], "/health", folder),
                "transformers serve --continuous-batching": ([f"{exe}/transformers", "serve", "--continuous-batching", "--port", str(port), folder], "/health", folder),

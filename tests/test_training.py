@@ -313,20 +313,20 @@ def test_a_metric_that_is_not_known(tmp_path):
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path):
-    from test_multiprocess import launch, settings
+    from test_multiprocess import pair, settings
     write_jsonl(tmp_path / "rows.jsonl", unrelated(40))
     more = dict(split="60/40/0", num_train_epochs=12, eval_steps=3, save_steps=4, lr_scheduler_type="constant", early_stopping_patience=2, load_best=True, max_length=512)
     one = train(resolve(settings(tmp_path / "rows.jsonl", tmp_path / "one", 8, **more), settings=False), progress=False, say=str)
-    said = launch(settings(tmp_path / "rows.jsonl", tmp_path / "two", 4, **more))
+    code, said = pair(settings(tmp_path / "rows.jsonl", tmp_path / "two", 4, **more), tmp_path)
     two = Run(tmp_path / "two")
-    assert said.returncode == 0 and "stopped early" in said.stdout + said.stderr, said.stderr
+    assert code == 0 and "stopped early" in said, said
     assert two.manifest["steps"] == one.manifest["steps"] < 36 and two.manifest["best"]["step"] == one.manifest["best"]["step"] < one.manifest["steps"]
     assert loss_of(two) == pytest.approx(two.manifest["best"]["value"], rel=1e-6)
     assert loss_of(two) == pytest.approx(one.manifest["best"]["value"], rel=1e-3)   # 18 steps of AdamW: another number of threads alone moves it by 1.3e-4
     (two.adapter / "ftlearn.json").unlink()
     whole = (two.adapter / "adapter_model.safetensors").read_bytes()
-    again = launch(settings(tmp_path / "rows.jsonl", tmp_path / "two", 4, **more))
-    assert again.returncode == 0 and "going on from step" in again.stdout + again.stderr and (two.adapter / "adapter_model.safetensors").read_bytes() == whole, again.stderr
+    code, said = pair(settings(tmp_path / "rows.jsonl", tmp_path / "two", 4, **more), tmp_path)
+    assert code == 0 and "going on from step" in said and (two.adapter / "adapter_model.safetensors").read_bytes() == whole, said
 
 
 def test_a_run_from_before_these_settings(tmp_path):
