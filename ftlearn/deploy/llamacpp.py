@@ -48,8 +48,8 @@ class LlamaEngine:
 @patch
 def _start(self:LlamaEngine, adapters):
     "A server with these adapters takes the place of the one before, which lives on until its last answer is given."
-    self._key = secrets.token_urlsafe(24)
-    self._server = llama_server(self.path, self.slots, self.context, self.threads, list(adapters.values()), apply=False, key=self._key)
+    key = secrets.token_urlsafe(24)
+    self._server, self._key = llama_server(self.path, self.slots, self.context, self.threads, list(adapters.values()), apply=False, key=key), key   # both or, where it fails, neither
     self._at = self._server.listening_address.removeprefix("http://")
     self.adapters = dict(adapters)
     self.context = self._post("/props", None)["default_generation_settings"]["n_ctx"]
@@ -90,7 +90,7 @@ def _prompt_ids(self:LlamaEngine, ask):
 @patch
 def _request(self:LlamaEngine, ask, ids, limit):
     "The body of llama.cpp's `/completion`."
-    body = dict(prompt=ids, n_predict=limit, temperature=ask.temperature, top_p=ask.top_p, samplers=["temperature", "top_p"], stop=ask.stop, stream=True, return_tokens=True, cache_prompt=True,
+    body = dict(prompt=ids, n_predict=limit, temperature=ask.temperature, top_p=ask.top_p, samplers=["temperature", "top_p"], stop=ask.stop, stream=True, return_tokens=True, cache_prompt=not self.adapters,
                 lora=[dict(id=i, scale=1.0) for i, n in enumerate(self.adapters) if n == ask.model])
     return body if ask.seed is None else {**body, "seed": ask.seed % 2**32}
 

@@ -408,7 +408,7 @@ def fits(
     free = int(free_memory() if available is None else available)
     verdict = "fits" if estimate.peak * (1 + _MARGIN) <= free else "tight" if estimate.peak <= free else "does not fit"
     worst = max(("weights", "optimizer", "activations", "logits"), key=lambda k: estimate.terms[k])
-    cure = {"weights": "Take qlora, or a smaller model.", "optimizer": "Take lora or qlora in place of full.", "activations": "Take a smaller batch with more accumulation, shorter rows, or checkpointing.", "logits": "Take a smaller batch."}
+    cure = {"weights": "Take a smaller model." if estimate.method == "qlora" else "Take qlora, or a smaller model.", "optimizer": "Take lora or qlora in place of full.", "activations": "Take a smaller batch with more accumulation, shorter rows, or checkpointing.", "logits": "Take a smaller batch."}
     return Fit(estimate.peak, free, verdict, "" if verdict == "fits" else f"The largest term is {worst}. {cure[worst]}")
 
 # %% ../../nbs/22_model.memory.ipynb #072

@@ -10,22 +10,54 @@ import math
 from .grade import Exercise, Slip, grade, weak_points
 
 # %% ../../nbs/70b_teach.book_judge.ipynb #005
+_05_1 = Exercise("05.1", "A loss is flat at 2.0. Fifteen steps from the same start end at 2.0 with a tenth of the rate, at 2.0 with the rate itself and at 0.7 with ten times the rate. What is wrong: `\"rate too high\"`, `\"rate too low\"`, `\"unrelated answers\"` or `\"too few rows\"`?", "rate too low",
+    (Slip("the table's advice", "\"Not falling: divide by ten\" was one of the three trials. Did it help?", "rate too high"), Slip("the rows blamed", "One of the three trials learnt well, from the same rows.", "unrelated answers"),
+     Slip("too few rows", "What does a run on twelve rows look like? See section 2.", "too few rows")), "read a two-sided probe of the rate", 3)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #006
+_05_2 = Exercise("05.2", "The training loss is 0.000 from the first step on. The likeliest cause: `\"learnt already\"`, `\"labels masked\"`, `\"rate too low\"` or `\"overfitting\"`?", "labels masked",
+    (Slip("too good to be true", "A model that knows the job has a small loss. Exactly nothing, on every batch?", "learnt already"), Slip("a rate", "With any rate the first step shows the loss of the untrained model. What was it in the healthy run?", "rate too low"),
+     Slip("overfitting", "Nothing can be known by heart before the first step.", "overfitting")), "recognise that nothing is trained", 2)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #007
+_05_3 = Exercise("05.3", "The loss is 0.5 nats per token. What is the typical (geometric mean) probability that the model gives to the wanted token?", math.exp(-0.5),
+    (Slip("the loss itself", "A loss of 0 would then be a probability of 0. It is the other way round.", 0.5), Slip("the sign lost", "A probability cannot be above 1.", math.exp(0.5)), Slip("bits", "Nats go with e, bits with 2.", 2**-0.5),
+     Slip("a logarithm again", "The loss *is* a logarithm already. How do you undo one?", -math.log(0.5))), "turn a loss into a probability", 3)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #009
+def _stops(losses, patience, margin, in_a_row=True, count_small=False, against_last=False, late=0):
+    gained, waited, before = math.inf, 0, math.inf
+    for i, x in enumerate(losses):
+        base = before if against_last else gained
+        if x < base - (0 if count_small else margin): gained, waited = x, 0 if in_a_row else waited
+        else: waited += 1
+        before = x
+        if waited >= patience + late: return i
+    return len(losses) - 1
+
+_05_4 = Exercise("05.4", "Write `stops(losses, patience, margin)`. `losses` are the validation losses in order. A loss is a *gain* if it is lower than that of the last gain by more than `margin`; the first one always is. Give the position (from 0) of the validation after which training stops, "
+    "because `patience` validations in a row were no gain; the last position if that never happens.", _stops,
+    (Slip("not in a row", "A gain starts the count again.", lambda l, p, m: _stops(l, p, m, in_a_row=False)), Slip("every gain counts", "What is `margin` for?", lambda l, p, m: _stops(l, p, m, count_small=True)),
+     Slip("against the one before", "A loss that comes down again to where it was has gained nothing over the best so far.", lambda l, p, m: _stops(l, p, m, against_last=True)), Slip("one too late", "With a patience of 1, the first validation without a gain ends it.", lambda l, p, m: _stops(l, p, m, late=1))),
+    "build early stopping", 12, (([.9, .5, .4, .45, .5, .6], 2, 0), ([.9, .5, .6, .4, .5, .3, .35, .36, .37], 2, 0), ([1., .99, .98, .97, .5], 2, .05), ([.5, .6, .55, .54, .53, .52], 3, 0), ([.5, .4, .3], 1, 0), ([.5, .5, .5], 1, 0), ([.7], 3, 0), ([.9, .8, .95, .7, .75, .6, .65, .66, .1], 3, .01)))
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #011
 _06_1 = Exercise("06.1", "62 of 100 answers of the base are right, and 87 of the tuned model's. By how many *per cent of the base's score* did it rise?", 100*25/62,
     (Slip("points", "That is the difference in points. Of what is it a part here?", 25), Slip("of the tuned score", "You divided by the score afterwards. Per cent of which score are asked?", 100*25/87),
      Slip("of the errors", "That is the part of the *errors* that went away.", 100*25/38), Slip("a share", "A number of per cent is asked, not a share.", 25/62)), "tell points from per cent", 2)
 
-# %% ../../nbs/70b_teach.book_judge.ipynb #006
+# %% ../../nbs/70b_teach.book_judge.ipynb #012
 _06_2 = Exercise("06.2", "A program answers every question with the same word. Which of its scores is perfect: `\"accuracy\"`, `\"consistency\"`, `\"balanced accuracy\"` or `\"macro F1\"`?", "consistency",
     (Slip("accuracy", "That is perfect only where one answer is right everywhere. What if one row in ten wants another word?", "accuracy"), Slip("balanced accuracy", "It is the mean recall of all classes. What is the recall of a class that is never said?", "balanced accuracy"),
      Slip("macro F1", "A class that is never said has an F1 of what, and does it count in the mean?", "macro F1")), "say what a score does not measure", 2)
 
-# %% ../../nbs/70b_teach.book_judge.ipynb #007
+# %% ../../nbs/70b_teach.book_judge.ipynb #013
 _06_3 = Exercise("06.3", "Eight prompts are compared with the base on one test. The smallest of the eight p is 0.01. What is that p after Holm's correction?", 0.08,
     (Slip("as if alone", "It is the best of several tries. What does each further try add?", 0.01), Slip("the threshold divided", "That is what the p would have to stay below. The question is what becomes of the p itself.", 0.05/8),
      Slip("divided", "More tries should make you less sure. Did your p grow or shrink?", 0.01/8), Slip("as if independent", "That is the chance of an alarm in independent tries. Holm promises his for tries that share their test rows, too.", 1 - 0.99**8)),
     "correct for several tries", 3)
 
-# %% ../../nbs/70b_teach.book_judge.ipynb #009
+# %% ../../nbs/70b_teach.book_judge.ipynb #015
 def _promise(test, world):
     k = test.index(max(test))
     return test[k] - world[k]
@@ -35,7 +67,7 @@ _06_4 = Exercise("06.4", "Write `promised_too_much(test, world)`. Both are lists
      Slip("all of them", "On average over all systems a test promises neither too much nor too little. Look at the chosen one.", lambda t, w: sum(t)/len(t) - sum(w)/len(w)), Slip("the other way round", "Is it more than the truth or less? Mind the sign.", lambda t, w: -_promise(t, w))),
     "measure what choosing on the test costs", 6, (([.7, .8, .75], [.7, .68, .72]), ([.5], [.6]), ([.9, .9, .1], [.6, .7, .9]), ([.2, .4, .6], [.9, .1, .55]), ([1, .9], [.4, 1])))
 
-# %% ../../nbs/70b_teach.book_judge.ipynb #011
+# %% ../../nbs/70b_teach.book_judge.ipynb #017
 def _tail(k, n): return sum(math.comb(n, i) for i in range(k + 1))/2**n
 
 def _mcnemar_p(mended, broken): return min(1.0, 2*_tail(min(mended, broken), mended + broken))
@@ -48,5 +80,37 @@ _06_5 = Exercise("06.5", "Write `mcnemar_p(mended, broken)`, the exact two-sided
      Slip("one direction", "Try 8 mended and 1 broken, then 1 and 8. Should p differ?", lambda m, b: min(1.0, 2*_tail(m, m + b)))),
     "compute the p of a paired comparison by hand", 10, ((0, 0), (5, 5), (8, 1), (1, 8), (14, 9), (3, 0), (30, 12)))
 
-# %% ../../nbs/70b_teach.book_judge.ipynb #013
-JUDGE = (_06_1, _06_2, _06_3, _06_4, _06_5)
+# %% ../../nbs/70b_teach.book_judge.ipynb #019
+_10_1 = Exercise("10.1", "Which of these faults raises no error at all: `\"raw rows in the Trainer\"`, `\"no padding token\"`, `\"PEFT imported and not used\"` or `\"a string to generate\"`?", "PEFT imported and not used",
+    (Slip("raw rows", "That one stops before the first step. See section 3.", "raw rows in the Trainer"), Slip("padding", "The tokenizer says so as soon as it must pad. See section 4.", "no padding token"),
+     Slip("generate", "A string has no shape. See section 7.", "a string to generate")), "name a silent fault", 2)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #020
+_10_2 = Exercise("10.2", "`The model did not return a loss from the inputs, only the following keys: logits.` What is missing: `\"labels\"`, `\"input_ids\"`, `\"padding\"` or `\"a validation set\"`?", "labels",
+    (Slip("input_ids", "There are logits, so the model did compute something from its input.", "input_ids"), Slip("padding", "Rows that cannot be put together never reach the model.", "padding"),
+     Slip("a validation set", "A loss on the *training* rows is missing. With what is an output compared?", "a validation set")), "read the Trainer's usual error", 2)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #021
+_10_3 = Exercise("10.3", "The question takes 219 tokens, and `generate` is called with `max_length=256`. How many tokens can the answer have at most?", 37,
+    (Slip("the whole limit", "Does the limit begin to count at the answer?", 256), Slip("added", "One of the two numbers holds the other.", 475), Slip("the question's", "That is what the question takes. How much is left?", 219)),
+    "know what max_length counts", 2)
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #023
+def _labels(question, whole, length, pad=None, shift=0, fill=-100, all_=False):
+    got = [-100]*(0 if all_ else len(question) + shift) + whole[0 if all_ else len(question) + shift:]
+    return [-100 if x == pad else x for x in got] + [fill]*(length - len(whole))
+
+_10_4 = Exercise("10.4", "Write `labels(question, whole, length)`. `question` and `whole` are lists of token ids; `whole` begins with `question` and ends with the answer and its end-of-turn token 2, which is the padding token as well. "
+    "It gives a list of `length` labels: -100 on the question and on the padding, the token itself everywhere else.", lambda q, w, n: _labels(q, w, n),
+    (Slip("the question too", "Should the model learn to write questions?", lambda q, w, n: _labels(q, w, n, all_=True)), Slip("the end masked with the padding", "The end of the turn has the same number as the padding. Mask by position, not by number.", lambda q, w, n: _labels(q, w, n, pad=2)),
+     Slip("padding trained", "What is the label where a row is only filled up?", lambda q, w, n: _labels(q, w, n, fill=2)), Slip("one too far", "The first token of the answer has to be learnt, too; the model shifts labels by itself.", lambda q, w, n: _labels(q, w, n, shift=1))),
+    "make labels by hand", 8, (([1, 9, 5], [1, 9, 5, 6, 7, 2], 6), ([1, 9, 5], [1, 9, 5, 6, 7, 2], 9), ([1, 2, 4], [1, 2, 4, 8, 2], 7), ([1], [1, 2], 3)))
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #024
+_10_5 = Exercise("10.5", "Write `trained_share(parts)`. `parts` lists the tensors of a model as (how many numbers, whether they are trained). It gives the share of the *numbers* that are trained, from 0 to 1.", lambda parts: sum(n for n, t in parts if t)/sum(n for n, t in parts),
+    (Slip("tensors counted", "One tensor may hold a hundred numbers, another a million.", lambda parts: sum(t for n, t in parts)/len(parts)), Slip("trained over frozen", "A share is of the whole, not of the rest.", lambda parts: sum(n for n, t in parts if t)/sum(n for n, t in parts if not t)),
+     Slip("per cent", "A share from 0 to 1 is asked.", lambda parts: 100*sum(n for n, t in parts if t)/sum(n for n, t in parts)), Slip("the frozen share", "Which of the two did you add up?", lambda parts: sum(n for n, t in parts if not t)/sum(n for n, t in parts))),
+    "count what is trained", 4, (([(1000, False), (10, True), (10, True)],), ([(5, True), (15, False)],), ([(300, True), (100, False), (100, False)],)))
+
+# %% ../../nbs/70b_teach.book_judge.ipynb #026
+JUDGE = (_05_1, _05_2, _05_3, _05_4, _06_1, _06_2, _06_3, _06_4, _06_5, _10_1, _10_2, _10_3, _10_4, _10_5)

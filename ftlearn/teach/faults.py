@@ -74,7 +74,7 @@ def _repeated(train, validation, rng):
 _rows = [
     Fault("shuffled-answers", "unrelated-answers", "The answers are dealt out anew among the rows, in training and validation.",
           "The loss falls while the form is learnt, then stands still; other rows' questions would do as well.", rows=_shuffled),
-    Fault("few-rows", "memorized", "Only 12 rows are left to train on, 60 times each; colours and things of the answers cannot be known.", "Training loss goes to zero, validation loss stays or rises.", rows=_few, settings=dict(max_steps=90)),
+    Fault("few-rows", "memorized", "Only 12 rows are left to train on, 45 times each; colours and things of the answers cannot be known.", "Training loss goes to zero, validation loss stays or rises.", rows=_few, settings=dict(max_steps=90)),
     Fault("repeated-rows", "repeated-rows", "The training file holds 8 rows, each 60 times; colours and things of the answers cannot be known.", "Training loss is far below validation loss before the first epoch ends.", rows=_repeated, settings=dict(max_steps=60)),
 ]
 

@@ -148,7 +148,7 @@ def _write_start(run, config, splits, loaded, model, backend, identity):
     counts = trainable(model)
     write_json(run.path / "manifest.json", {"identity": identity, "method": config.method, "quant": backend, "seed": config.seed,
         "model": {"name": config.model, "sha256": loaded.weights_sha256, "template_sha256": identity["template"]},
-        "data": {"files": identity["data"], "rows": {k.removesuffix(".jsonl"): v["rows"] for k, v in splits.manifest["files"].items()}, "source": splits.manifest["source"], "replay": splits.manifest.get("replay")},
+        "data": {"files": identity["data"], "rows": {k.removesuffix(".jsonl"): v["rows"] for k, v in splits.manifest["files"].items()}, "source": splits.manifest.get("source"), "replay": splits.manifest.get("replay")},
         "device": {"name": loaded.device.name, "dtype": loaded.device.dtype, "reason": loaded.device.reason, "threads": loaded.device.threads},
         "parameters": counts.trained + counts.frozen, "trainable": counts.trained, "code_sha256": _code_sha256(), "python": platform.python_version(),
         "packages": versions("ftlearn", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"),
