@@ -78,7 +78,7 @@ _DEPLOY = (
 
 # %% ../../nbs/72_teach.syllabus.ipynb #020
 _SUCCESS = (
-    Row(27, "B's five mistakes: too few rows, one source, mixed formats, over-training, no baseline", (("10d_data.labels", "Sources"), ("10c_data.text", "One format of answers"), ("34_evaluate.baselines", "Majority"), ("71_teach.faults", "The twelve")), ("data.labels.sources", "data.text.answer_formats", "evaluate.baselines.majority")),
+    Row(27, "B's five mistakes: too few rows, one source, mixed formats, over-training, no baseline", ((T + "21_failures", "Which sign tells which fault"), ("10d_data.labels", "Sources"), ("10c_data.text", "One format of answers"), ("34_evaluate.baselines", "Majority"), ("71_teach.faults", "The twelve")), ("data.labels.sources", "data.text.answer_formats", "evaluate.baselines.majority")),
     Row(28, "A's five challenges: overfitting, forgetting, imbalance, compute, cost", (("42b_train.regularize", "Three remedies against learning by heart"), ("35b_evaluate.forget", "Before against after"), ("44_train.distill", "What the teacher says")), ("train.regularize.effects", "evaluate.forget.forgetting", "data.mix.with_replay", "train.distill.distill"),
         "smaller data against forgetting, and more data everywhere else"),
     Row(29, "what it costs: training, answers, storage", (("04_cost", "Training"), ("04_cost", "A rented GPU"), ("04_cost", "A month of answers")), ("cost.training_cost", "cost.gpu_cost", "cost.inference_cost"), "$4 is the price of one epoch; 4 hours at $2 to $5 are not \"$10 max\""),
