@@ -28,23 +28,25 @@ def settings(rows, out, batch, **more):
             "per_device_train_batch_size": batch, "per_device_eval_batch_size": 4, "eval_steps": 5, "save_steps": 5} | more
 
 
+def asked(config):
+    "The settings as the command line's words."
+    named = ("data", "out", "model", "method")
+    return ["train", *(a for k in named for a in (f"--{k}", config[k])), *(a for k, v in config.items() if k not in named for a in ("--set", f"{k}={v}"))]
+
+
 def launch(config, *extra, file="cpu.yaml"):
     "`ftlearn train` under the launcher."
-    sets = [a for k, v in config.items() if k not in ("model", "method", "data", "out") for a in ("--set", f"{k}={v}")]
-    command = [BIN / "accelerate", "launch", "--config_file", CONFIGS / file, "--main_process_port", free_port(), BIN / "ftlearn", "train",
-               "--data", config["data"], "--out", config["out"], "--model", config["model"], "--method", config["method"], *sets, *extra]
+    command = [BIN / "accelerate", "launch", "--config_file", CONFIGS / file, "--main_process_port", free_port(), BIN / "ftlearn", *asked(config), *extra]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500, env=env)
 
 
 def pair(config, folder):
     "The same without the launcher, whose start takes half a minute: two forked processes with the variables that it sets. Exit code and all that was said."
-    port, sets = free_port(), [a for k, v in config.items() if k not in ("model", "method", "data", "out") for a in ("--set", f"{k}={v}")]
-    args = ["train", "--data", config["data"], "--out", config["out"], "--model", config["model"], "--method", config["method"], *sets]
-    both = []
+    port, both = free_port(), []
     for rank in ("0", "1"):
         env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
-        both.append(forked.start(Path(folder) / f"said-{port}-{rank}", *args, first=f"import os; os.environ.update({env!r})"))
+        both.append(forked.start(Path(folder) / f"said-{port}-{rank}", *asked(config), first=f"import os; os.environ.update({env!r})"))
     return max(abs(c.wait()) for c in both), "\n".join(c.said for c in both)
 
 

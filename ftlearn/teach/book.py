@@ -13,7 +13,7 @@ from ..stats import required_n, wilson
 from .book_judge import JUDGE
 from .book_museum import MUSEUM
 from .book_prepare import PREPARE
-from .grade import Exercise, Slip, grade, weak_points
+from .grade import Exercise, Slip
 
 # %% ../../nbs/70e_teach.book.ipynb #005
 _00_1 = Exercise("00.1", "A row has a system message, a question and an answer. On which tokens does training compute the loss: `\"all\"`, `\"question\"`, `\"answer\"`, or `\"answer without end\"`?", "answer",

@@ -7,7 +7,7 @@ __all__ = ['JUDGE']
 
 # %% ../../nbs/70b_teach.book_judge.ipynb #002
 import math
-from .grade import Exercise, Slip, grade, weak_points
+from .grade import Exercise, Slip
 
 # %% ../../nbs/70b_teach.book_judge.ipynb #005
 _05_1 = Exercise("05.1", "A loss is flat at 2.0. Fifteen steps from the same start end at 2.0 with a tenth of the rate, at 2.0 with the rate itself and at 0.7 with ten times the rate. What is wrong: `\"rate too high\"`, `\"rate too low\"`, `\"unrelated answers\"` or `\"too few rows\"`?", "rate too low",

@@ -7,7 +7,7 @@ __all__ = ['MUSEUM']
 
 # %% ../../nbs/70d_teach.book_museum.ipynb #002
 import math
-from .grade import Exercise, Slip, grade, weak_points
+from .grade import Exercise, Slip
 
 # %% ../../nbs/70d_teach.book_museum.ipynb #005
 _CODES = ("rate-100x", "all-masked", "gradient-cut", "shuffled-answers", "end-masked", "answers-cut", "leaked-test", "packed-together", "double-bos", "wrong-template", "dropout-on", "wrong-base")
