@@ -3,11 +3,12 @@
 1. Paired bootstrap of BLEU and chrF, 5,000 rows, 1,000 resamples: `paired_bootstrap` on the counts per row against `sacrebleu.significance` on the same counts (its
    `_paired_bs_test`, handed the counts, so that only redrawing, scoring and p are timed on both sides; ours also swaps rows 1,000 times for its p). Memory is the peak that tracemalloc sees,
    in runs of their own. Marks: 3 times as fast, a twentieth of the memory. Condition: the difference equal to 1e-6, the intervals' widths within a tenth.
-2. Bootstrap of F1 over 2,000 right-or-wrong labels with 100,000 resamples: `resampled` against `bootstrap_stderr` of lm-evaluation-harness, as it is by default (a process for each core).
+2. Bootstrap of F1 over 2,000 right-or-wrong labels: `resampled` with 100,000 resamples against `bootstrap_stderr` of lm-evaluation-harness with 20,000 (--f1-theirs), as it is by default (a process for each core).
+   Its 100,000 take ten minutes; the times are compared as they are, so ours does five times the work.
    Mark: 50 times. Condition: the standard errors within a hundredth of each other. It is imported from the folder given with --lm-eval
    (`pip install --no-deps --target FOLDER lm-eval`); without one its published routine, restated below, is run, and the output says so.
 
-Ours runs on one thread. Runs alternate, and medians count. Exits 1 below a mark. `python benchmarks/bootstrap_speed.py [--runs 3] [--lm-eval FOLDER]`"""
+Ours runs on one thread. Runs alternate, and each must reach the marks (of ours, three go with one of theirs, and their median counts); medians are the figures. Exits 1 below a mark. `python benchmarks/bootstrap_speed.py [--runs 3] [--lm-eval FOLDER]`"""
 import os
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
 import argparse, math, multiprocessing as mp, random, statistics, sys, time, tracemalloc
@@ -26,6 +27,9 @@ def timed(run, *args):
     start = time.perf_counter()
     out = run(*args)
     return time.perf_counter() - start, out
+
+
+def listed(ratios): return ", ".join(f"{r:,.1f}" for r in ratios)
 
 
 def peak(run, *args):
@@ -78,19 +82,20 @@ def paired(rows, resamples, runs):
         mine(), ours_paired(base, tuned, 10)()
         times = {mine: [], other: []}
         for _ in range(runs):
-            for run in (mine, mine, mine, other):
-                seconds, out = timed(run)
-                times[run].append(seconds)
-                if run is mine: last = out
+            took = [timed(mine) for _ in range(3)]
+            last = took[-1][1]
+            times[mine].append(statistics.median(seconds for seconds, _ in took))
+            seconds, out = timed(other)
+            times[other].append(seconds)
         memory = peak(other) / peak(mine)
-        ratio = statistics.median(times[other]) / statistics.median(times[mine])
+        ratios = [b / a for a, b in zip(times[mine], times[other])]
         draws = resampled(tuned.rows, tuned.statistic, resamples)
         width = (np.quantile(draws, .975) - np.quantile(draws, .025)) / out[1]
         equal = abs(last.difference - out[0]) < 1e-6 and abs(width - 1) < 0.1
-        good = ratio >= 3 and memory >= 20 and equal
+        good = min(ratios) >= 3 and memory >= 20 and equal
         ok &= good
         print(f"{'holds' if good else 'DOES NOT HOLD'}: paired bootstrap of {name}, {rows:,} rows, {resamples:,} resamples: ftlearn {statistics.median(times[mine]):.3f} s, "
-              f"sacrebleu {statistics.median(times[other]):.3f} s, {ratio:.1f} times as fast (mark 3), 1/{memory:.0f} of its memory (mark 1/20); same difference "
+              f"sacrebleu {statistics.median(times[other]):.3f} s, {statistics.median(ratios):.1f} times as fast (mark 3; by run {listed(ratios)}), 1/{memory:.0f} of its memory (mark 1/20); same difference "
               f"({last.difference:.3f}) and width of the interval (ratio {width:.3f}): {equal}", flush=True)
     return ok
 
@@ -129,7 +134,7 @@ def lm_eval(folder):
     return bootstrap_stderr, "lm_eval.api.metrics.bootstrap_stderr"
 
 
-def stderr_of_f1(rows, resamples, runs, folder):
+def stderr_of_f1(rows, resamples, theirs, runs, folder):
     rng = random.Random(1)
     gold = [str(int(rng.random() < .4)) for _ in range(rows)]
     said = [g if rng.random() < .8 else str(1 - int(g)) for g in gold]
@@ -142,15 +147,15 @@ def stderr_of_f1(rows, resamples, runs, folder):
     mine()
     times = {"mine": [], "theirs": []}
     for _ in range(runs):
-        for _ in range(3):
-            seconds, a = timed(mine)
-            times["mine"].append(seconds)
-        seconds, b = timed(routine, f1, items, resamples)
+        took = [timed(mine) for _ in range(3)]
+        a = took[-1][1]
+        times["mine"].append(statistics.median(seconds for seconds, _ in took))
+        seconds, b = timed(routine, f1, items, theirs)
         times["theirs"].append(seconds)
-    ratio, equal = statistics.median(times["theirs"]) / statistics.median(times["mine"]), abs(a / b - 1) < 0.01
-    good = ratio >= 50 and equal
-    print(f"{'holds' if good else 'DOES NOT HOLD'}: standard error of F1, {rows:,} rows, {resamples:,} resamples: ftlearn {statistics.median(times['mine']):.3f} s, {which} on "
-          f"{mp.cpu_count()} cores {statistics.median(times['theirs']):.1f} s, {ratio:,.0f} times as fast (mark 50); {a:.5f} and {b:.5f}, within a hundredth: {equal}", flush=True)
+    ratios, equal = [y / x for x, y in zip(times["mine"], times["theirs"])], abs(a / b - 1) < 0.01
+    good = min(ratios) >= 50 and equal
+    print(f"{'holds' if good else 'DOES NOT HOLD'}: standard error of F1, {rows:,} rows: ftlearn {resamples:,} resamples in {statistics.median(times['mine']):.3f} s, {which} {theirs:,} on "
+          f"{mp.cpu_count()} cores {statistics.median(times['theirs']):.1f} s, {statistics.median(ratios):,.0f} times as fast (mark 50; by run {listed(ratios)}); {a:.5f} and {b:.5f}, within a hundredth: {equal}", flush=True)
     return good
 
 
@@ -159,11 +164,12 @@ def main():
     p.add_argument("--rows", type=int, default=5000)
     p.add_argument("--resamples", type=int, default=1000)
     p.add_argument("--f1-resamples", type=int, default=100_000)
+    p.add_argument("--f1-theirs", type=int, default=20_000, help="resamples of lm-eval's routine, which needs ten minutes for 100,000; nothing is scaled, so fewer only help it")
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--lm-eval", help="a folder with lm_eval in it")
     args = p.parse_args()
     ok = paired(args.rows, args.resamples, args.runs)
-    ok &= stderr_of_f1(2000, args.f1_resamples, 1, args.lm_eval)
+    ok &= stderr_of_f1(2000, args.f1_resamples, args.f1_theirs, args.runs, args.lm_eval)
     sys.exit(not ok)
 
 

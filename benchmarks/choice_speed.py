@@ -2,7 +2,7 @@
 
 Three sets of questions: `grammar` (two whole sentences, without a context), `words` (a definition and four words), both from data/probes, and `labels` (definitions asked through the chat
 template, 12 possible answers with their end-of-turn token, from data/definitions). The model is smollm2-135m-instruct in float32 on both sides, each loaded in its own default way; both sides start
-from texts, so tokenizing is timed too. Runs alternate, and medians count.
+from texts, so tokenizing is timed too. Runs alternate, and each must reach the mark; medians are the figures.
 Mark: 4 times as fast over the three sets together. Condition: every log-likelihood equal to 1e-4 of its size (at least 1e-4), and the same choices picked.
 lm-eval is imported from the folder given with --lm-eval (`pip install --target FOLDER lm-eval`), else from where Python finds it.
 Exits 1 below the mark. `python benchmarks/choice_speed.py [--rows 60] [--runs 3] [--model smollm2-135m-instruct] [--lm-eval FOLDER]`"""
@@ -71,7 +71,7 @@ def main():
     theirs = rival(args.lm_eval, fetch(args.model), threads)
     ours = lambda rows, choices, tok: choice_scores(loaded, rows, choices).logprobs
     print(f"{args.model} in float32, {threads} threads, {args.rows} rows")
-    total, ok = {ours: 0.0, theirs: 0.0}, True
+    total, ok = {ours: np.zeros(args.runs), theirs: np.zeros(args.runs)}, True
     for name, (rows, choices) in sets(args.rows).items():
         for run in (ours, theirs): run(rows[:2], choices, loaded.tokenizer)                     # warm up
         times, out = {ours: [], theirs: []}, {}
@@ -83,11 +83,11 @@ def main():
         picked = sum(int(a.argmax() != b.argmax()) for a, b in zip(out[ours], out[theirs]))
         ok &= apart <= CLOSE and not picked
         a, b = (statistics.median(times[run]) for run in (ours, theirs))
-        for run, s in ((ours, a), (theirs, b)): total[run] += s
+        for run in total: total[run] += times[run]
         print(f"{name:8} {len(rows):4} rows, {sum(map(len, out[ours])):5} choices: ftlearn {a:7.2f} s  lm-eval {b:7.2f} s  {b/a:5.1f} times as fast; log-likelihoods within {apart:.0e}, {picked} picked differently", flush=True)
-    ratio = total[theirs]/total[ours]
-    ok &= ratio >= MARK
-    print(f"{'holds' if ok else 'DOES NOT HOLD'}: together {ratio:.1f} times as fast (mark {MARK}), log-likelihoods equal to {CLOSE:g}")
+    ratios = total[theirs]/total[ours]
+    ok &= bool(ratios.min() >= MARK)
+    print(f"{'holds' if ok else 'DOES NOT HOLD'}: together {np.median(ratios):.1f} times as fast (mark {MARK}; by run {', '.join(f'{r:.1f}' for r in ratios)}), log-likelihoods equal to {CLOSE:g}")
     sys.exit(not ok)
 
 

@@ -1,10 +1,10 @@
 """256 answers of mixed length on the CPU: `generate` against transformers' own `generate`, one by one and in padded batches in file order.
 
 The rows are addresses, definitions, reviews and verses in turn, asked through the chat template; smollm2-135m-instruct answers them greedily in float32 until it stops or has said 64 tokens. The rival's model is
-loaded in its own default way; its batches have as many rows as ours and are padded on the left. Rounds alternate, and medians count. One by one takes minutes, so each round times an eighth of the rows of each set (another in each
+loaded in its own default way; its batches have as many rows as ours and are padded on the left. Rounds alternate, and each must reach the marks; the median is the figure. One by one takes minutes, so each round times an eighth of the rows of each set (another in each
 round) and sets it against our time for all rows, by the token. Everything is timed from rows to texts.
 Marks: 5 times as fast as one by one, 1.3 times as fast as padded batches. Condition: the same tokens from all three.
-Exits 1 below a mark. `python benchmarks/generation_speed.py [--rows 256] [--rounds 2] [--batch 32] [--tokens 64] [--model smollm2-135m-instruct]`"""
+Exits 1 below a mark. `python benchmarks/generation_speed.py [--rows 256] [--rounds 3] [--batch 32] [--tokens 64] [--model smollm2-135m-instruct]`"""
 import argparse, os, statistics, sys, time
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -61,7 +61,7 @@ def timed(run, *args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 256), ("rounds", 2), ("batch", 32), ("tokens", 64)): p.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("rows", 256), ("rounds", 3), ("batch", 32), ("tokens", 64)): p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--model", default="smollm2-135m-instruct")
     args = p.parse_args()
     loaded, rows = load_model(args.model, "cpu", "float32"), mixed(args.rows)
@@ -87,9 +87,9 @@ def main():
     print(f"{args.model} in float32, {torch.get_num_threads()} threads: {len(rows)} answers of {sizes[0]} to {sizes[-1]} tokens (median {statistics.median(sizes):g}) to prompts of {asked[0]} to {asked[-1]}; one by one on an eighth of the rows")
     ok = not wrong
     for name, mark in MARKS.items():
-        ratio = statistics.median(a/b for a, b in zip(rate["ftlearn"], rate[name]))
-        ok &= ratio >= mark
-        print(f"{'holds' if ratio >= mark and not wrong else 'DOES NOT HOLD'}: {ratio:.1f} times as fast as {name} (mark {mark:g})")
+        ratios = [a/b for a, b in zip(rate["ftlearn"], rate[name])]
+        ok &= min(ratios) >= mark
+        print(f"{'holds' if min(ratios) >= mark and not wrong else 'DOES NOT HOLD'}: {statistics.median(ratios):.2f} times as fast as {name} (mark {mark:g}; by round {', '.join(f'{r:.2f}' for r in ratios)})")
     print(f"the same answers from all three: {not wrong}" + (f"; differing rows {sorted(wrong)[:10]}" if wrong else ""))
     sys.exit(not ok)
 
