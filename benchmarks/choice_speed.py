@@ -5,7 +5,7 @@ template, 12 possible answers with their end-of-turn token, from data/definition
 from texts, so tokenizing is timed too. Runs alternate, and each must reach the mark; medians are the figures.
 Mark: 4 times as fast over the three sets together. Condition: every log-likelihood equal to 1e-4 of its size (at least 1e-4), and the same choices picked.
 lm-eval is imported from the folder given with --lm-eval (`pip install --target FOLDER lm-eval`), else from where Python finds it.
-Exits 1 below the mark. `python benchmarks/choice_speed.py [--rows 60] [--runs 3] [--model smollm2-135m-instruct] [--lm-eval FOLDER]`"""
+Exits 1 below the mark. `python benchmarks/choice_speed.py [--rows 30] [--runs 3] [--model smollm2-135m-instruct] [--lm-eval FOLDER]`"""
 import argparse, os, statistics, sys, time
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -61,7 +61,7 @@ def timed(run, *args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rows", type=int, default=60)
+    p.add_argument("--rows", type=int, default=30)
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--model", default="smollm2-135m-instruct")
     p.add_argument("--lm-eval", metavar="FOLDER")

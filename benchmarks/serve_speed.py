@@ -51,7 +51,7 @@ async def one(client, url, model, question, tokens):
 async def load(url, model, clients, tokens, each=2):
     "`clients` at once, `each` questions one after the other: tokens a second, and the waits for the first."
     tokenizer()
-    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=clients)) as c:
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=clients, max_keepalive_connections=0)) as c:
         await one(c, url, model, "Hi", 4)
         async def run(k): return [await one(c, url, model, QUESTIONS[(k * each + i) % len(QUESTIONS)], tokens) for i in range(each)]
         began = time.perf_counter()

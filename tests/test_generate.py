@@ -88,10 +88,10 @@ def test_memory_that_is_too_small_for_a_batch(monkeypatch, tmp_path):
     "A batch that does not fit is halved; the answers are the same, and none is lost."
     model, sizes = tiny(), []
     whole = [p["prediction"] for p in generate(model, uneven(20), 6, progress=False)]
-    def small(m, prompts, *more):
+    def small(m, prompts, *more, **kw):
         sizes.append(len(prompts))
         if len(prompts) > 6: raise torch.OutOfMemoryError("CUDA out of memory")
-        return greedy(m, prompts, *more)
+        return greedy(m, prompts, *more, **kw)
     monkeypatch.setattr("ftlearn.evaluate.generate.greedy", small)
     got = generate(model, uneven(20), 6, batch_size=20, store=tmp_path / "s.jsonl", progress=False)
     assert [p["prediction"] for p in got] == whole and sizes[:2] == [20, 10] and len(Store(tmp_path / "s.jsonl")) == 20

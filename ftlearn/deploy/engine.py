@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core import UserError, read_json, unknown
 from ..data.encode import encode_prompt
 from .ask import Ask, Refused, room_for
-from ..evaluate.generate import left_pad, _stops, _with_soft_prompt
+from ..evaluate.generate import left_pad, _joins, _last_logits, _Part, _stops, _with_soft_prompt
 from ..model.fast import roomy_cache, speed_up
 from ..model.load import Loaded, load_model
 
@@ -79,17 +79,11 @@ def finish(self:_Row, reason):
     self.tell(dict(id=self.ask.id, finish=reason, completion_tokens=len(self.tokens)))
 
 # %% ../../nbs/52b_deploy.engine.ipynb #014
-def _fill_left(x, n):
-    "`x` [rows, heads, tokens, d] or [rows, tokens] with `n` tokens of zeros before it."
-    if not n: return x
-    at = 2 if x.ndim == 4 else 1
-    return torch.cat([x.new_zeros(*x.shape[:at], n, *x.shape[at + 1:]), x], at)
-
 class _Batch:
     "Rows that go through one model together. `forward(ids, mask, positions, cache, rows)` gives the logits behind the last token of each."
     def __init__(self, config, forward, pad_id, device):
         self.config, self.forward, self.pad_id, self.device, self.rows = config, forward, pad_id, device, []
-        self.grows = all(type(l).__name__ == "RoomyLayer" for l in roomy_cache(config).layers)  # a sliding window or a state cannot be joined later
+        self.grows = _joins(roomy_cache(config))  # else rows that come late wait for the next batch
 
 # %% ../../nbs/52b_deploy.engine.ipynb #015
 @patch
@@ -105,31 +99,6 @@ def join(self:_Batch, rows):
     self.rows = self.part.rows
 
 # %% ../../nbs/52b_deploy.engine.ipynb #017
-@dataclass
-class _Part:
-    "Rows and what the model remembers of them."
-    rows:list; cache:object; mask:object; positions:object; tokens:object=None
-
-    def beside(self, other):
-        "Both in one cache."
-        n = max(self.mask.shape[1], other.mask.shape[1])
-        gaps = [n - p.mask.shape[1] for p in (self, other)]
-        both = lambda f: torch.cat([_fill_left(f(p), gap) for p, gap in zip((self, other), gaps)])
-        for i, layer in enumerate(self.cache.layers):
-            layer.keys, layer.values = both(lambda p: p.cache.layers[i].keys), both(lambda p: p.cache.layers[i].values)
-        return _Part(self.rows + other.rows, self.cache, both(lambda p: p.mask), torch.cat([self.positions, other.positions]), torch.cat([self.tokens, other.tokens]))
-
-    def only(self, keep):
-        "The rows at the places `keep`; columns that no row uses any more are given back."
-        at = torch.tensor(keep, device=self.mask.device)
-        self.cache.batch_select_indices(at)
-        mask = self.mask[at]
-        empty = int((mask.sum(0) > 0).int().argmax()) if keep else 0
-        if empty:
-            for layer in self.cache.layers: layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
-        return _Part([self.rows[k] for k in keep], self.cache, mask[:, empty:], self.positions[at], self.tokens[at])
-
-# %% ../../nbs/52b_deploy.engine.ipynb #018
 @patch
 def _choose(self:_Batch, logits):
     "Every row takes its next token; those that are done leave."
@@ -147,7 +116,7 @@ def _drop(self:_Batch):
     if len(keep) < len(self.part.rows): self.part = self.part.only(keep) if keep else _Part([], None, None, None)
     self.rows = self.part.rows
 
-# %% ../../nbs/52b_deploy.engine.ipynb #019
+# %% ../../nbs/52b_deploy.engine.ipynb #018
 @patch
 def step(self:_Batch):
     "One more token for every row."
@@ -159,7 +128,7 @@ def step(self:_Batch):
     p.positions = p.positions + 1
     self._choose(logits)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #021
+# %% ../../nbs/52b_deploy.engine.ipynb #020
 @dataclass
 class _Adapter:
     "An adapter that is served."
@@ -183,7 +152,7 @@ def _describe(name, path, key):
     kind = config["peft_type"]
     return _Adapter(name, folder, key, kind, kind == "LORA" and not config.get("use_dora") and config.get("bias", "none") == "none", note)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #023
+# %% ../../nbs/52b_deploy.engine.ipynb #022
 def _check_base(adapter, base):
     "Raises where the adapter was trained on another base."
     want = adapter.note.get("base_sha256")
@@ -200,7 +169,7 @@ def _check_arrived(model, adapter):
     lost = [k for k, t in file.items() if k not in there or not torch.equal(there[k].float().cpu(), t.float())]
     if lost: raise UserError(f"{len(lost)} of {len(file)} adapter tensors did not reach the model", value=lost[0], path=adapter.folder, fix="serve it with the base that it was trained on", exit_code=1)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #025
+# %% ../../nbs/52b_deploy.engine.ipynb #024
 class TransformersEngine:
     "A base model and its adapters, answering by transformers and PEFT."
     def __init__(self,
@@ -218,7 +187,7 @@ class TransformersEngine:
         known = {self.name: dict(parent=None, context=self.context)}
         return known | {a.name: dict(parent=None if a.whole else self.name, context=self.context, method=a.note.get("method") or a.kind.lower()) | self.hints.get(a.name, {}) for a in self.adapters.values()}
 
-# %% ../../nbs/52b_deploy.engine.ipynb #026
+# %% ../../nbs/52b_deploy.engine.ipynb #025
 @patch
 def add_adapter(self:TransformersEngine,
     name:str, # the name to serve it by
@@ -236,7 +205,7 @@ def add_adapter(self:TransformersEngine,
         self._attach(a)
     self.adapters[name] = a
 
-# %% ../../nbs/52b_deploy.engine.ipynb #027
+# %% ../../nbs/52b_deploy.engine.ipynb #026
 @patch
 def _attach(self:TransformersEngine, a):
     "Put the adapter's layers into the model, or raise and leave the model as it was."
@@ -260,7 +229,7 @@ def _detach(self:TransformersEngine, a):
     elif len(self.model.peft_config) > 1: self.model.delete_adapter(a.key)
     else: self.model = self.base.model if self.model.active_peft_config.is_prompt_learning else self.model.unload()
 
-# %% ../../nbs/52b_deploy.engine.ipynb #029
+# %% ../../nbs/52b_deploy.engine.ipynb #028
 @patch
 def remove_adapter(self:TransformersEngine,
     name:str, # the name that it is served by
@@ -282,7 +251,7 @@ def _let_go(self:TransformersEngine):
 @patch
 def _live(self:TransformersEngine): return [*self._waiting, *(r for b in self._batches.values() for r in b.rows)]
 
-# %% ../../nbs/52b_deploy.engine.ipynb #031
+# %% ../../nbs/52b_deploy.engine.ipynb #030
 def _prompt_ids(ask, tokenizer):
     "The token ids of what is asked."
     if ask.messages is not None:
@@ -293,7 +262,7 @@ def _prompt_ids(ask, tokenizer):
     if bad: raise Refused(f"the prompt holds numbers that are no tokens; this model has {len(tokenizer)}", param="prompt")
     return list(ask.prompt)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #032
+# %% ../../nbs/52b_deploy.engine.ipynb #031
 @patch
 def submit(self:TransformersEngine,
     ask:Ask, # what is asked
@@ -314,7 +283,7 @@ def cancel(self:TransformersEngine,
     for r in self._live():
         if r.ask.id == id: r.finish("cancelled")
 
-# %% ../../nbs/52b_deploy.engine.ipynb #034
+# %% ../../nbs/52b_deploy.engine.ipynb #033
 @patch
 def _forward(self:TransformersEngine, key, ids, mask, positions, cache, rows):
     "Logits behind the last token of each row, and mask and positions, which a soft prompt makes longer."
@@ -328,8 +297,7 @@ def _forward(self:TransformersEngine, key, ids, mask, positions, cache, rows):
         else:
             model.set_adapter(adapter.key)
             if soft: model, given, mask, positions = self._soft(model, ids, mask, positions, cache)
-    with how: out = model(**given, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=torch.tensor([-1], device=ids.device))
-    return out.logits[:, -1], mask, positions
+    with how: return _last_logits(model, cache, mask, positions, **given), mask, positions
 
 @patch
 def _soft(self:TransformersEngine, model, ids, mask, positions, cache):
@@ -338,7 +306,7 @@ def _soft(self:TransformersEngine, model, ids, mask, positions, cache):
     base, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
     return base, first, mask, positions
 
-# %% ../../nbs/52b_deploy.engine.ipynb #035
+# %% ../../nbs/52b_deploy.engine.ipynb #034
 @patch
 def _batch_of(self:TransformersEngine, row):
     "The batch that the row belongs to: plain LoRA and the base share one."
@@ -362,7 +330,7 @@ def _admit(self:TransformersEngine):
         free -= 1
     for batch, rows in new.values(): batch.join(rows)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #036
+# %% ../../nbs/52b_deploy.engine.ipynb #035
 @patch
 @torch.inference_mode()
 def step(self:TransformersEngine) -> bool: # whether there is more to do

@@ -36,7 +36,7 @@ def _head(data, licence):
     head["model-index"] = [dict(name=data["run"], results=[dict(task=dict(type="text-generation"), dataset=dict(name=f"{data['n']} test rows", type="own"), metrics=results)])]
     return yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False, allow_unicode=True, width=1000)
 
-# %% ../../nbs/34h_evaluate.card.ipynb #010
+# %% ../../nbs/34h_evaluate.card.ipynb #011
 def _task(data):
     "What the model was asked to do: the instruction and an example from the test."
     e = next((x for k in ("fixed", "both_right", "still_wrong", "broken") for x in data["examples"].get(k, []) if x.get("prompt")), None)
@@ -53,7 +53,7 @@ def _results(data):
     costs = "".join(f" {x['metric'][0].upper()}{x['metric'][1:]}: {x['tuned']:,.1f} (base {x['base']:,.1f})." for x in data["costs"])
     return f"{data['n']:,} test rows; in brackets {100*data['table'][0]['level']:g} % intervals.\n\n{md_table(rows)}\n\n{c['fixed']:,} rows were wrong before and are right now, {c['broken']:,} the other way round.{costs}"
 
-# %% ../../nbs/34h_evaluate.card.ipynb #011
+# %% ../../nbs/34h_evaluate.card.ipynb #013
 def _weak(data):
     "Where the model is known to be weak, and what was not measured."
     first, out = data["table"][0], []
@@ -75,7 +75,7 @@ def _training(data):
     settings = {k: v for k, v in data["settings"].items() if k not in ("out", "data")}
     return (md_table(facts) if facts else "Nothing is recorded of the training.") + (f"\n\nSettings: `{json.dumps(settings, ensure_ascii=False)}`" if settings else "")
 
-# %% ../../nbs/34h_evaluate.card.ipynb #012
+# %% ../../nbs/34h_evaluate.card.ipynb #014
 def model_card(
     data:dict,         # as in report.json
     name:str|None=None, # of the model; None: of the run

@@ -8,6 +8,7 @@ __all__ = ['left_pad', 'Answer', 'greedy', 'fingerprint', 'Store', 'answer_key',
 
 # %% ../../nbs/33_evaluate.generate.ipynb #002
 import hashlib, json, os, random, sys, time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,25 +42,81 @@ class Answer:
     "What the model said to one prompt."
     tokens:list=field(default_factory=list) # new token ids; the stop token is the last if there is one
     finish_reason:str="length"              # "stop": the model ended by itself; "length": it was cut off; "error": there is no answer
-    seconds:float=0.0                       # from the start of the batch to this row's last token
+    seconds:float=0.0                       # from the reading of its prompt to its last token, beside the others
     text:str|None=None                      # the answer of a server, which gives text; None: it is in `tokens`
     counts:list|None=None                   # of a server: how many tokens the prompt and the answer have, None where it does not tell
     error:str|None=None                     # why there is no answer; such an answer is never stored
 
 # %% ../../nbs/33_evaluate.generate.ipynb #014
-def _take(logits, answers, live, stops, limit, start):
-    "Append the most probable token to each unfinished answer; returns those tokens and which places in the batch go on."
-    new, go_on = logits[:, -1].argmax(-1), []
-    for place, (row, token) in enumerate(zip(live, new.tolist())):
+def _joins(cache):
+    "Whether rows can be put beside those of `cache`, and empty columns cut off: not where a layer keeps a sliding window or a state."
+    return all(type(layer).__name__ == "RoomyLayer" for layer in cache.layers)
+
+def _fill_left(x, n):
+    "`x` [rows, heads, tokens, d] or [rows, tokens] with `n` tokens of zeros before it."
+    if not n: return x
+    at = 2 if x.ndim == 4 else 1
+    return torch.cat([x.new_zeros(*x.shape[:at], n, *x.shape[at + 1:]), x], at)
+
+# %% ../../nbs/33_evaluate.generate.ipynb #015
+@dataclass
+class _Part:
+    "Rows and what the model remembers of them: the cache, the mask [rows, tokens], the next positions and tokens [rows, 1]."
+    rows:list; cache:object; mask:object; positions:object; tokens:object=None
+
+    def beside(self, other):
+        "Both in one cache, shorter rows filled up on the left."
+        n = max(self.mask.shape[1], other.mask.shape[1])
+        gaps = [n - p.mask.shape[1] for p in (self, other)]
+        both = lambda f: torch.cat([_fill_left(f(p), gap) for p, gap in zip((self, other), gaps)])
+        for i, layer in enumerate(self.cache.layers):
+            layer.keys, layer.values = both(lambda p: p.cache.layers[i].keys), both(lambda p: p.cache.layers[i].values)
+        return _Part(self.rows + other.rows, self.cache, both(lambda p: p.mask), torch.cat([self.positions, other.positions]), torch.cat([self.tokens, other.tokens]))
+
+    def only(self, keep):
+        "The rows at the places `keep`; columns that no row uses any more are given back."
+        at = torch.tensor(keep, device=self.mask.device)
+        self.cache.batch_select_indices(at)
+        mask = self.mask[at]
+        empty = int((mask.sum(0) > 0).int().argmax()) if keep and _joins(self.cache) else 0
+        if empty:
+            for layer in self.cache.layers: layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
+        return _Part([self.rows[k] for k in keep], self.cache, mask[:, empty:], self.positions[at], self.tokens[at])
+
+# %% ../../nbs/33_evaluate.generate.ipynb #019
+def _last_logits(model, cache, mask, positions, k=16, **inputs):
+    "Float32 logits [rows, vocabulary] behind the last token of each row; of a model in 16 bits the `k` best are computed in float32."
+    head, seen = model.get_output_embeddings(), []
+    coarse = type(head) is torch.nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, -1])) if coarse else None
+    try: out = model(**inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=torch.tensor([-1], device=mask.device))
+    finally:
+        if hook: hook.remove()
+    logits = out.logits[:, -1].float()
+    if seen:
+        best = logits.topk(min(k, logits.shape[1])).indices
+        fine = torch.einsum("rkd,rd->rk", head.weight[best].float(), seen[-1].float())
+        logits.scatter_(1, best, fine if head.bias is None else fine + head.bias[best].float())
+    return logits
+
+# %% ../../nbs/33_evaluate.generate.ipynb #024
+def _take(part, logits, answers, stops, limit, began, drop):
+    "Append the most probable token to each unfinished answer. Returns the part that goes on, smaller once `drop` of its rows are done, None if all are; and the rows that ended just now."
+    part.tokens, go_on, ended = logits.argmax(-1)[:, None], [], []
+    for place, (row, [token]) in enumerate(zip(part.rows, part.tokens.tolist())):
         a = answers[row]
         if a.seconds: continue                       # done, but still in the batch
         a.tokens.append(token)
         if token in stops: a.finish_reason = "stop"
-        if token in stops or len(a.tokens) >= limit: a.seconds = time.perf_counter() - start
+        if token in stops or len(a.tokens) >= limit:
+            a.seconds = time.perf_counter() - began[row]
+            ended.append(row)
         else: go_on.append(place)
-    return new, go_on
+    done = len(part.rows) - len(go_on)
+    if not go_on: return None, ended
+    return part.only(go_on) if done and done >= drop*len(part.rows) else part, ended
 
-# %% ../../nbs/33_evaluate.generate.ipynb #016
+# %% ../../nbs/33_evaluate.generate.ipynb #026
 def _is_peft(model):
     "Whether it is a PeftModel. Where nobody has imported peft it cannot be one, and the import (a second) is saved."
     return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
@@ -72,35 +129,51 @@ def _with_soft_prompt(model, ids, mask, positions):
     mask = torch.cat([mask.new_ones(vectors.shape[:2]), mask], 1)
     return base, {"inputs_embeds": first}, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
-# %% ../../nbs/33_evaluate.generate.ipynb #017
+# %% ../../nbs/33_evaluate.generate.ipynb #027
+def _read(model, prompts, pad_id, rows):
+    "The model that goes on (for prompt tuning it is the base), the new rows as a part, and the logits behind each prompt."
+    ids, mask, positions = left_pad(prompts, pad_id, model.device)
+    cache = roomy_cache(model.config)
+    inner, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
+    logits = _last_logits(inner, cache, mask, positions, **(first or {"input_ids": ids}))
+    return inner, _Part(rows, cache, mask, positions[:, -1:] + 1), logits
+
+def _step(inner, part):
+    "The logits behind the newest token of each row."
+    part.mask = torch.cat([part.mask, part.mask.new_ones(len(part.rows), 1)], 1)
+    logits = _last_logits(inner, part.cache, part.mask, part.positions, input_ids=part.tokens)
+    part.positions = part.positions + 1
+    return logits
+
+# %% ../../nbs/33_evaluate.generate.ipynb #028
 @torch.inference_mode()
 def greedy(
     model,                    # a causal language model of transformers, or a PeftModel around one
-    prompts:list[list[int]],  # token ids, a list a row: one batch
+    prompts:list[list[int]],  # token ids, a list a row
     stops,                    # token ids that end an answer
     pad_id:int,               # as in `left_pad`
     max_new_tokens:int=128,   # where an answer is cut off
-    drop:float=0.25,          # share of finished rows at which the batch is made smaller; 2 never does it
+    drop:float=0.25,          # share of finished rows at which the next prompts take their places, or the batch is made smaller; 2: each batch goes to its end
+    at_once:int|None=None,    # rows in the batch; None: all
+    tell=None,                # called with {place: Answer} of those that ended, step by step
 ) -> list[Answer]:
     "The greedy continuation of each prompt, in order. The same tokens as `model.generate(do_sample=False)` in float32."
-    start, stops = time.perf_counter(), set(stops)
-    ids, mask, positions = left_pad(prompts, pad_id, model.device)
-    answers, live, cache = [Answer() for _ in prompts], list(range(len(prompts))), roomy_cache(model.config)
-    model, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
-    last = torch.tensor([-1], device=model.device)  # as a tensor: a slice (logits_to_keep=1) makes torch on the CPU copy the output layer once for every row
-    while True:
-        out = model(**(first or {"input_ids": ids}), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
-        first = None
-        new, go_on = _take(out.logits, answers, live, stops, max_new_tokens, start)
-        if not go_on: return answers
-        mask, positions = torch.cat([mask, mask.new_ones(len(live), 1)], 1), positions[:, -1:] + 1
-        if len(live) - len(go_on) >= drop*len(live):
-            keep = torch.tensor(go_on, device=model.device)
-            cache.batch_select_indices(keep)
-            new, mask, positions, live = new[keep], mask[keep], positions[keep], [live[i] for i in go_on]
-        ids = new[:, None]
+    stops, size, began, answers = set(stops), at_once or len(prompts), {}, [Answer() for _ in prompts]
+    waiting, part, room = deque(range(len(prompts))), None, 0
+    while waiting or part:
+        free = size - len(part.rows) if part else size
+        if waiting and free >= (room if part else size):
+            rows = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            began |= dict.fromkeys(rows, time.perf_counter())
+            inner, new, logits = _read(model, [prompts[r] for r in rows], pad_id, rows)
+            room = max(1, drop*size) if _joins(new.cache) else size
+            new, ended = _take(new, logits, answers, stops, max_new_tokens, began, drop)
+            part = part.beside(new) if part and new else part or new
+        else: part, ended = _take(part, _step(inner, part), answers, stops, max_new_tokens, began, drop)
+        if tell and ended: tell({r: answers[r] for r in ended})
+    return answers
 
-# %% ../../nbs/33_evaluate.generate.ipynb #026
+# %% ../../nbs/33_evaluate.generate.ipynb #037
 def _update(h, name, tensor):
     "Feed a tensor's name, type, shape and bytes to the hash `h`."
     t = tensor.detach().contiguous().cpu()
@@ -112,7 +185,7 @@ def _plain(config):
     d = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version", "inference_mode", "use_cache")}
     return json.dumps(d, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, (set, frozenset)) else str(x))
 
-# %% ../../nbs/33_evaluate.generate.ipynb #027
+# %% ../../nbs/33_evaluate.generate.ipynb #038
 def _adapter_state(model):
     "Settings and switches of the adapters of a PeftModel, as text; empty for a plain model."
     if not _is_peft(model): return ""
@@ -122,7 +195,7 @@ def _adapter_state(model):
     switches = sorted({(str(m.active_adapters), bool(m.disable_adapters), bool(m.merged)) for m in layers})
     return json.dumps([configs, switches])
 
-# %% ../../nbs/33_evaluate.generate.ipynb #028
+# %% ../../nbs/33_evaluate.generate.ipynb #039
 def fingerprint(
     model, # any torch model of transformers or peft
 ) -> tuple[str, str]: # hash of the base weights and configuration, hash of the adapter ("" without one)
@@ -135,7 +208,7 @@ def fingerprint(
         _update(adapter if added else base, name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor)
     return base.hexdigest(), adapter.hexdigest() if settings or tensors else ""
 
-# %% ../../nbs/33_evaluate.generate.ipynb #034
+# %% ../../nbs/33_evaluate.generate.ipynb #045
 class Store:
     "Answers on disk, found by key. `hits` and `misses` count what was asked for; `torn` says whether the last line was cut off, as by a crash."
     def __init__(self,
@@ -149,7 +222,7 @@ class Store:
         self._mend(raw)
     def __len__(self): return len(self.answers)
 
-# %% ../../nbs/33_evaluate.generate.ipynb #035
+# %% ../../nbs/33_evaluate.generate.ipynb #046
 @patch
 def _read(self:Store, line, n, last):
     "Take in line `n`. A bad line is an error, except an unfinished last one: what a killed process leaves."
@@ -169,7 +242,7 @@ def _mend(self:Store, raw):
     elif raw and not raw.endswith(b"\n"):
         with self.path.open("ab") as f: f.write(b"\n")
 
-# %% ../../nbs/33_evaluate.generate.ipynb #036
+# %% ../../nbs/33_evaluate.generate.ipynb #047
 @patch
 def get(self:Store,
     key:str, # as made by `answer_key`
@@ -193,7 +266,7 @@ def put(self:Store,
         f.flush(); os.fsync(f.fileno())
     self.answers.update(new)
 
-# %% ../../nbs/33_evaluate.generate.ipynb #041
+# %% ../../nbs/33_evaluate.generate.ipynb #052
 def answer_key(
     who:dict,     # what decides the answers of all rows: hashes, template, decoding
     prompt:list,  # the prompt's token ids; for a server its messages
@@ -201,7 +274,7 @@ def answer_key(
     "The sha256 under which an answer is stored."
     return sha256_json({**who, "prompt": prompt})
 
-# %% ../../nbs/33_evaluate.generate.ipynb #044
+# %% ../../nbs/33_evaluate.generate.ipynb #055
 class Predictions(list):
     "The list of predictions, a dict a row, with what it took to make them in `info`."
     info:dict = {}
@@ -211,7 +284,7 @@ class Predictions(list):
         if i["failed"]: head += f"\n\n**{i['failed']:,} of {len(self):,} rows failed**, and count as wrong: " + "; ".join(f"{p['id']}: {p['error']}" for p in [p for p in self if p.get("error")][:3])
         return head + "\n\n" + md_table(first, floatfmt=".0f") + (f"\n\n... and {len(self) - 5:,} more" if len(self) > 5 else "")
 
-# %% ../../nbs/33_evaluate.generate.ipynb #045
+# %% ../../nbs/33_evaluate.generate.ipynb #056
 def _ids(rows):
     "An id a row. Rows without one that are the same get -2, -3; an id given twice is an error."
     given, seen, out = set(), {}, []
@@ -228,7 +301,7 @@ def _stops(loaded):
     ends = loaded.model.generation_config.eos_token_id
     return sorted({stop_token(loaded.tokenizer), *(ends if isinstance(ends, list) else [ends] if ends is not None else [])})
 
-# %% ../../nbs/33_evaluate.generate.ipynb #046
+# %% ../../nbs/33_evaluate.generate.ipynb #057
 def _check(max_new_tokens, batch_size):
     "Refuse what cannot work before the first token is made."
     if max_new_tokens < 1: raise UserError("max_new_tokens is out of range", value=max_new_tokens, allowed="1 or more")
@@ -249,7 +322,7 @@ def _prompts(loaded, rows, ids, max_new_tokens):
     if failed and not prompts: raise next(iter(failed.values()))
     return prompts, {n: Answer(finish_reason="error", error=str(e)) for n, e in failed.items()}
 
-# %% ../../nbs/33_evaluate.generate.ipynb #047
+# %% ../../nbs/33_evaluate.generate.ipynb #058
 def _tokenizer_sha256(tok):
     "The sha256 of what turns tokens into text: the vocabulary and the special tokens."
     return sha256_json([sorted(tok.get_vocab().items()), sorted(tok.all_special_ids)])
@@ -260,9 +333,9 @@ def _who(loaded, max_new_tokens):
     base, adapter = fingerprint(loaded.model)
     attn = loaded.model.config._attn_implementation
     return dict(base=base, adapter=adapter, tokenizer=_tokenizer_sha256(loaded.tokenizer), template=sha256_text(loaded.tokenizer.chat_template),
-                decoding=dict(method="greedy", max_new_tokens=max_new_tokens, stops=_stops(loaded), device=loaded.model.device.type, attn=attn))
+                decoding=dict(method="greedy, near ties in float32", max_new_tokens=max_new_tokens, stops=_stops(loaded), device=loaded.model.device.type, attn=attn))
 
-# %% ../../nbs/33_evaluate.generate.ipynb #048
+# %% ../../nbs/33_evaluate.generate.ipynb #059
 def _said(answer, prompt, loaded):
     "Text, tokens of the answer and tokens of the prompt."
     if answer.error is not None: return "", 0, None
@@ -278,7 +351,7 @@ def _prediction(i, row, answer, prompt, loaded):
                finish_reason=answer.finish_reason, tokens=tokens, prompt_tokens=prompt_tokens)
     return out if answer.error is None else {**out, "error": answer.error}
 
-# %% ../../nbs/33_evaluate.generate.ipynb #049
+# %% ../../nbs/33_evaluate.generate.ipynb #060
 def generate(
     loaded:Loaded|Endpoint, # a model as from `load_model` (`.model` may be a PeftModel), or a server
     rows:list[dict],        # in any of the three formats; the last assistant turn is the reference, all before it the prompt
@@ -307,7 +380,7 @@ def generate(
     out = Predictions(_prediction(i, r, a, prompts.get(n), loaded) for n, (i, r, a) in enumerate(zip(ids, rows, answers)))
     return _finish(out, made, stored, seconds, start, batch_size)
 
-# %% ../../nbs/33_evaluate.generate.ipynb #050
+# %% ../../nbs/33_evaluate.generate.ipynb #061
 def _finish(out, made, stored, seconds, start, batch_size):
     "Put into `out.info` what it took, and say what failed."
     tokens, bad = sum((a.counts[1] or 0) if a.counts else len(a.tokens) for a in made.values()), [p for p in out if p.get("error")]
@@ -317,11 +390,13 @@ def _finish(out, made, stored, seconds, start, batch_size):
     if bad: print(f"{len(bad)} of {len(out)} rows failed and count as wrong; {bad[0]['id']}: {bad[0]['error']}", file=sys.stderr)
     return out
 
-# %% ../../nbs/33_evaluate.generate.ipynb #052
+# %% ../../nbs/33_evaluate.generate.ipynb #063
+_FAILS = (RuntimeError, ValueError, IndexError, MemoryError)   # what a batch can raise that does not fit, or has a row that the model cannot take
+
 def _halving(model, prompts, stops, pad, limit):
     "Answers to a batch; where it fails, to its halves, down to single rows, which fail with their reason."
     try: return greedy(model, prompts, stops, pad, limit)
-    except (RuntimeError, ValueError, IndexError, MemoryError) as e:
+    except _FAILS as e:
         if len(prompts) == 1: return [Answer(finish_reason="error", error=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")]
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     half = len(prompts)//2
@@ -335,28 +410,41 @@ def _keep(new, made, store, patience):
     if not good and len(made) >= patience and all(a.error for a in made.values()):
         raise UserError(f"none of the first {len(made)} rows could be answered; the first: {next(iter(made.values())).error}", exit_code=1)
 
-# %% ../../nbs/33_evaluate.generate.ipynb #053
+# %% ../../nbs/33_evaluate.generate.ipynb #064
 def _bar(progress, todo, stored): return tqdm(total=len(todo) + stored, initial=stored, unit="row", desc=progress if isinstance(progress, str) else "answers", disable=not progress)
 
+def _all_rows(model, items, stops, pad, limit, batch_size, keep):
+    "Answers for `items` [(key, prompt)], handed to `keep` as they come: `batch_size` at once, and what is left after a failure in halves."
+    left = dict(items)
+    def took(new):
+        for k in new: del left[k]
+        keep(new)
+    try: return greedy(model, [p for _, p in items], stops, pad, limit, at_once=batch_size, tell=lambda done: took({items[n][0]: a for n, a in done.items()}))
+    except _FAILS as e: half, why = max(1, batch_size//2), f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
+    print(f"{why}; going on with {half} rows at once", file=sys.stderr)
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    rest = list(left.items())
+    for at in range(0, len(rest), half):
+        some = rest[at:at + half]
+        took(dict(zip((k for k, _ in some), _halving(model, [p for _, p in some], stops, pad, limit))))
+
 def _batches(loaded, todo, max_new_tokens, batch_size, store, progress, stored):
-    "Answers for `todo` (key to prompt), longest first, stored batch by batch; and the seconds that took."
+    "Answers for `todo` (key to prompt), longest first, each stored as it comes; and the seconds that took."
     made, items, start, was = {}, sorted(todo.items(), key=lambda kp: -len(kp[1])), time.perf_counter(), loaded.model.training
-    stops, pad = _stops(loaded), loaded.tokenizer.pad_token_id
     loaded.model.eval()
     fast = speed_up(loaded.model) if loaded.device.name == "cpu" else None
     try:
         with _bar(progress, todo, stored) as bar:
-            for at in range(0, len(items), batch_size):
-                batch = items[at:at + batch_size]
-                new = _halving(loaded.model, [p for _, p in batch], stops, pad, max_new_tokens)
-                _keep(dict(zip((k for k, _ in batch), new)), made, store, patience=max(8, batch_size))
-                bar.update(len(batch))
+            def keep(new):
+                _keep(new, made, store, patience=max(8, batch_size))
+                bar.update(len(new))
+            if items: _all_rows(loaded.model, items, _stops(loaded), loaded.tokenizer.pad_token_id, max_new_tokens, batch_size, keep)
     finally:
         loaded.model.train(was)
         if fast: fast.undo()
     return made, time.perf_counter() - start
 
-# %% ../../nbs/33_evaluate.generate.ipynb #059
+# %% ../../nbs/33_evaluate.generate.ipynb #070
 @dataclass(frozen=True)
 class BatchCheck:
     "How many answers depend on the batch that they were made in."
@@ -369,7 +457,7 @@ class BatchCheck:
         return (f"**{self.dtype}: {len(self.differing)} of {self.n} answers differ** between batches of {', '.join(map(str, self.sizes))} "
                 f"(95 % interval of the share {100*low:.0f} to {100*high:.0f} %)" + (": " + ", ".join(self.differing[:5]) if self.differing else ""))
 
-# %% ../../nbs/33_evaluate.generate.ipynb #060
+# %% ../../nbs/33_evaluate.generate.ipynb #071
 def batch_check(
     loaded:Loaded,           # the model, as for `generate`
     rows:list[dict],         # rows as for `generate`
@@ -385,7 +473,7 @@ def batch_check(
     texts = [{p["id"]: p["prediction"] for p in generate(loaded, dice.sample(rows, len(rows)), max_new_tokens, size, progress=False)} for size in sizes]
     return BatchCheck(str(loaded.model.dtype).removeprefix("torch."), tuple(sizes), len(rows), [i for i in texts[0] if any(t[i] != texts[0][i] for t in texts)])
 
-# %% ../../nbs/33_evaluate.generate.ipynb #087
+# %% ../../nbs/33_evaluate.generate.ipynb #098
 def _ask_all(endpoint, todo, max_new_tokens, batch_size, store, progress, stored):
     "Answers of a server for `todo` (key to messages and tools), stored as they come; and the seconds that took."
     made, start, lost = {}, time.perf_counter(), 0

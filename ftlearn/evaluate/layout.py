@@ -89,7 +89,7 @@ def _compare_section(r):
     if r.systems: blocks += ["Further runs, each compared with the tuned model, corrected for their number:", r.systems.table]
     return Section("Base against tuned", blocks + [Fold("What the metrics mean", [[{"metric": x.metric, "what it counts": WORDS.get(x.metric, PLAIN.get(x.metric, x.metric))} for x in c]])])
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #012
+# %% ../../nbs/34i_evaluate.layout.ipynb #013
 def _rows_section(r):
     "The matrix, what is wrong, which fields."
     c, errors = r.changes.counts, r.changes.errors
@@ -110,7 +110,7 @@ def _slices_section(r):
     return Section("Where it is weak", [s.headline, Picture(slices_svg(s.rows, overall, s.metric, s.scale), "the tuned model's score in parts of the rows", "Point and line: the tuned model and its interval. Hollow: the base. Dotted: all rows. In brackets: number of rows."),
         Fold(f"All {len(s)} slices", [s.table, Note(f"The intervals hold for all {len(s)} slices together ({_percent(s.level)}); the verdicts are corrected after Holm." + (f" {s.small} slices with fewer than {s.least} rows were left out." if s.small else ""))])])
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #013
+# %% ../../nbs/34i_evaluate.layout.ipynb #015
 def _trust_section(r):
     "Seeds and leaks: would it hold?"
     blocks = [r.leaked.headline if r.leaked else "Whether test rows stand among the training rows was not looked at."]
@@ -127,7 +127,7 @@ def _cost_section(r):
     else: blocks.append("No cheaper way was measured beside it (34): whether a rule, a small classifier or a longer prompt does as well is not known.")
     return Section("Cost and time", blocks)
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #014
+# %% ../../nbs/34i_evaluate.layout.ipynb #017
 @patch(as_prop=True)
 def page(self:Report) -> Page:
     "The page, from the decision to the settings."
@@ -146,7 +146,7 @@ def page(self:Report) -> Page:
     return Page(f"{self.path.resolve().name}: base against tuned", about, self.decision.word, self.decision.title, self.decision.because, self.decision.other_reasons, numbers, [s for s in sections if s], rows,
                 {k: c[k] - len(self.examples[k]) for k in c}, {k: KINDS_OF_CHANGE[k] for k in ("broken", "still_wrong", "fixed", "both_right")}, facts)
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #015
+# %% ../../nbs/34i_evaluate.layout.ipynb #018
 def _for_page(e, kind):
     "An example with its prompt as turns, and the question for the headline."
     turns = e["prompt"] if isinstance(e["prompt"], list) else [dict(role="prompt", content=e["prompt"])] if e["prompt"] else []
@@ -164,7 +164,7 @@ def limits(self:Report) -> list[str]:
     if not self.probes: out.append("What the model may have forgotten, made-up content, and bias were not probed (35).")
     return out
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #016
+# %% ../../nbs/34i_evaluate.layout.ipynb #020
 @patch
 def to_html(self:Report) -> str:
     "The page as one self-contained HTML document."
@@ -184,7 +184,7 @@ def to_dict(self:Report) -> dict:
                 changes=self.changes.counts, errors=self.changes.errors, fields=None if self.fields is None else self.fields.rows, slices=plain(self.slices), churn=plain(self.churn), leaked=plain(self.leaked), systems=plain(self.systems), ladder=plain(self.ladder),
                 probes=self.probes, limits=self.limits, examples=self.examples, settings=self.settings, facts=self.facts, notes=self.notes, loss=dict(train=_numbers(self.log, "loss"), validation=_numbers(self.log, "eval_loss")))
 
-# %% ../../nbs/34i_evaluate.layout.ipynb #017
+# %% ../../nbs/34i_evaluate.layout.ipynb #021
 @patch
 def write(self:Report,
     folder=None, # where; None is the run directory itself

@@ -125,7 +125,7 @@ function show() {
 if (bar) { bar.hidden = false; bar.addEventListener('input', show); part('all').addEventListener('click', () => { const open = !rows.every(r => r.hidden || r.open); for (const r of rows) if (!r.hidden) r.open = open; }); show(); }
 """
 
-# %% ../../nbs/34g_evaluate.page.ipynb #017
+# %% ../../nbs/34g_evaluate.page.ipynb #018
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{{ script_hash }}'">
 <title>{{ p.title }}</title><style>{{ css }}</style></head><body>
@@ -146,7 +146,7 @@ _PAGE = """<!doctype html>
 {% endfor %}<script>{{ script }}</script></body></html>
 """
 
-# %% ../../nbs/34g_evaluate.page.ipynb #018
+# %% ../../nbs/34g_evaluate.page.ipynb #020
 _ROW = """<details class="row" data-kind="{{ r.kind }}" data-error="{{ r.error }}"{% if open %} open{% endif %}><summary><span class="tag {{ r.kind }}">{{ r.kind | words }}{% if r.error %}: {{ r.error }}{% endif %}</span>{{ r.question | short }} <span class="soft">{{ r.id }}</span></summary>
 {% for m in r.turns %}<div class="soft">{{ m.role }}</div><pre>{{ m.content }}</pre>{% endfor %}<div class="soft">expected</div><pre>{{ r.expected }}</pre>
 {% for side in ("base", "tuned") %}<div class="soft">{{ side }}{% if r[side ~ "_cut"] %} (cut off at the length limit){% endif %}</div><pre>{{ r[side] }}</pre>
@@ -156,7 +156,7 @@ _ROW = """<details class="row" data-kind="{{ r.kind }}" data-error="{{ r.error }
 </details>
 """
 
-# %% ../../nbs/34g_evaluate.page.ipynb #020
+# %% ../../nbs/34g_evaluate.page.ipynb #022
 _NUMBER = re.compile(r"[-+−<]?\$?\d[\d,.]*(?: ?(?:%|points|ms|s|min|h|GB))?")
 _COLOURED = {"better", "worse", "equivalent", "undecidable", "pass", "fail", "undecided", "weaker", "stronger", "best", "as good", "open"}
 
@@ -178,7 +178,7 @@ def _cell(row, column):
     css = " ".join(["num"]*column["num"] + ["v", word.replace(" ", "-")]*(word in _COLOURED))
     return dict(text=text, small=small, css=css)
 
-# %% ../../nbs/34g_evaluate.page.ipynb #022
+# %% ../../nbs/34g_evaluate.page.ipynb #025
 def _sort_of(block): return "note" if isinstance(block, Note) else "text" if isinstance(block, str) else "picture" if isinstance(block, Picture) else "fold" if isinstance(block, Fold) else "table"
 
 def _inline(text):
@@ -188,7 +188,7 @@ def _inline(text):
 
 def _hash(script): return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
-# %% ../../nbs/34g_evaluate.page.ipynb #023
+# %% ../../nbs/34g_evaluate.page.ipynb #026
 @patch
 def to_html(self:Page) -> str:
     "The page as one self-contained HTML document; every text is escaped, and no script but the page's own may run."
