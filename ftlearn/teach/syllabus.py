@@ -28,7 +28,7 @@ T = "tutorials/"
 _WHY = (
     Row(1, "pre-training against fine-tuning: data, time, hardware, result", ((T + "00_the_whole_loop", "2. Load the model and ask it"), ("22a_model.budget", "How much is computed")), ("model.budget.training_flops", "model.budget.estimate_run")),
     Row(2, "the challenges that fine-tuning answers: style, domain, token cost, instructions, privacy", ((T + "01_should_you_fine_tune", "6. What no ladder measures"), ("04_cost", "When a tuned small model pays")), ("cost.break_even",)),
-    Row(3, "when to do it and when not", ((T + "01_should_you_fine_tune", "7. The three verdicts"), ("34a_evaluate.advise", "The verdict")), ("evaluate.advise.advise", "evaluate.baselines.ladder")),
+    Row(3, "when to do it and when not", ((T + "01_should_you_fine_tune", "7. The three verdicts"), (T + "12_your_own_data", "10. The verdict"), ("34a_evaluate.advise", "The verdict")), ("evaluate.advise.advise", "evaluate.baselines.ladder")),
 )
 
 # %% ../../nbs/72_teach.syllabus.ipynb #010
@@ -39,15 +39,15 @@ _DATA = (
     Row(6, "how many rows", ((T + "02_prepare_a_dataset", "10. How many rows are enough?"), ("10e_data.report", "How many rows are enough?"), ("34a_evaluate.advise", "How many rows are enough?")), ("data.report.amounts", "stats.required_n"), "five different minima"),
     Row(7, "the split into training, validation and test", ((T + "02_prepare_a_dataset", "6. Split without leakage"), ("12_data.split", "The content decides"), ("12_data.split", "Leakage")), ("data.split.split_rows", "data.split.leakage"), "80/20 first, a held-out test set later"),
     Row(8, "200 good examples beat 2,000 bad ones", ((T + "02_prepare_a_dataset", "7. What was it worth?"), ("71_teach.faults", "Rows"), ("10d_data.labels", "Which labels are wrong?")), ("teach.faults.injected", "data.labels.label_errors"), "a rule of thumb without a measurement"),
-    Row(9, "the checklist of eight", ((T + "02_prepare_a_dataset", "9. The checklist of eight"), ("11_data.quality", "The checklist of eight"), (T + "00_the_whole_loop", "1. Prepare the data")), ("data.quality.quality", "data.private.redact")),
+    Row(9, "the checklist of eight", ((T + "02_prepare_a_dataset", "9. The checklist of eight"), (T + "12_your_own_data", "3. Is it good?"), ("11_data.quality", "The checklist of eight"), (T + "00_the_whole_loop", "1. Prepare the data")), ("data.quality.quality", "data.private.redact")),
 )
 
 # %% ../../nbs/72_teach.syllabus.ipynb #012
 _MODEL = (
     Row(10, "choosing a model: size, speed, licence, capability", ((T + "03_choose_a_model", "10. Choose"), ("22_model.memory", "The model table"), ("20_model.load", "The model's card")), ("model.memory.model_table", "model.load.describe")),
     Row(11, "the size table: parameters, memory, speed, cost", ((T + "03_choose_a_model", "4. The guides' size table, taken apart"), ("22_model.memory", "Against the guides' table"), ("22_model.memory", "The whole sum")), ("model.memory.guide_sizes", "model.memory.estimate", "model.memory.fits"), "it mixes methods"),
-    Row(12, "full, LoRA, QLoRA, prompt tuning, adapter layers, instruction tuning", ((T + "04_lora_and_qlora_from_scratch", "7. A real one"), ("21_model.adapt", "adapt: six methods, one call"), ("21_model.adapt", "LoRA by hand"), ("21b_model.methods", "All six on one task")), ("model.adapt.adapt", "model.methods.MethodResults")),
-    Row(13, "learning rate, batch, epochs, warm-up, schedule; search systematically", ((T + "05_train_and_read_the_curves", "6. The learning rate, found"), ("43_train.search", "One sweep of the rate"), ("43_train.search", "Search")), ("train.search.lr_find", "train.search.search"), "A says 1e-5 to 5e-5, B's code uses 2e-4"),
+    Row(12, "full, LoRA, QLoRA, prompt tuning, adapter layers, instruction tuning", ((T + "04_lora_and_qlora_from_scratch", "7. A real one"), (T + "07_compare_the_methods", "4. Luck"), (T + "07_compare_the_methods", "6. What they cost"), ("21_model.adapt", "adapt: six methods, one call"), ("21_model.adapt", "LoRA by hand"), ("21b_model.methods", "All six on one task")), ("model.adapt.adapt", "model.methods.MethodResults")),
+    Row(13, "learning rate, batch, epochs, warm-up, schedule; search systematically", ((T + "05_train_and_read_the_curves", "6. The learning rate, found"), (T + "07_compare_the_methods", "3. One rate for all"), ("43_train.search", "One sweep of the rate"), ("43_train.search", "Search")), ("train.search.lr_find", "train.search.search"), "A says 1e-5 to 5e-5, B's code uses 2e-4"),
     Row(14, "tools and routes: hosted, local, cloud", (("04_cost", "Training"), ("09_data.rows", "What the hosted services take"), ("51a_deploy.containers", "Kubernetes")), ("cost.prices", "data.formats.convert", "deploy.package.package")),
     Row(15, "the printed code", ((T + "10_find_the_bug", "The mended program"), ("13_data.encode", "The model that never stops"), ("42_train.sft", "The settings, translated")), ("data.encode.encode", "train.sft.train"), "as printed it cannot run"),
 )
@@ -65,7 +65,7 @@ _EVALUATE = (
     Row(19, "held-out data and the metrics: exact match, F1, BLEU, ROUGE, similarity", (("30_evaluate.match", "Exact match"), ("31_evaluate.overlap", "BLEU by hand"), (T + "09_text_generation", "2. Three scores on one verse")), ("evaluate.metrics.score", "evaluate.match.token_f1", "evaluate.overlap.rouge", "evaluate.squad.semantic")),
     Row(20, "base against tuned: accuracy, speed, consistency", ((T + "06_evaluate_honestly", "3. \"62 to 87, +25 %\""), (T + "06_evaluate_honestly", "9. \"150 ms against 250 ms, 40 % faster\""), ("35_evaluate.probes", "Consistency")), ("evaluate.compare.compare", "evaluate.probes.consistency"), "points or per cent; faster by what; consistency is undefined"),
     Row(21, "under 10 % improvement: more data or another approach", ((T + "06_evaluate_honestly", "5. \"+10 on twenty rows\""), ("03_stats", "How many rows does a claim need?")), ("stats.required_n", "decide.decide"), "points or per cent, and with how many rows"),
-    Row(22, "looking at answers: bias, hallucination, edge cases, ethics", (("34c_evaluate.changes", "Fixed, broken, still wrong"), ("35d_evaluate.counterfactual", "Rows that change"), ("35_evaluate.probes", "Grounding")), ("evaluate.changes.changes", "evaluate.counterfactual.counterfactual", "evaluate.probes.grounding")),
+    Row(22, "looking at answers: bias, hallucination, edge cases, ethics", ((T + "12_your_own_data", "9. Read the failures"), ("34c_evaluate.changes", "Fixed, broken, still wrong"), ("35d_evaluate.counterfactual", "Rows that change"), ("35_evaluate.probes", "Grounding")), ("evaluate.changes.changes", "evaluate.counterfactual.counterfactual", "evaluate.probes.grounding")),
 )
 
 # %% ../../nbs/72_teach.syllabus.ipynb #018
