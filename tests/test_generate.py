@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from ftlearn.core import UserError, pick_device, read_jsonl
 from ftlearn.data.encode import encode_prompt
 from ftlearn.evaluate.endpoint import Endpoint, gguf_endpoint
-from ftlearn.evaluate.generate import Store, generate, greedy
+from ftlearn.evaluate.generate import Store, _last_logits, generate, greedy, left_pad
+from ftlearn.model.fast import roomy_cache
 from ftlearn.model.load import Loaded, stop_token
 from ftlearn.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -95,6 +97,21 @@ def test_memory_that_is_too_small_for_a_batch(monkeypatch, tmp_path):
     monkeypatch.setattr("ftlearn.evaluate.generate.greedy", small)
     got = generate(model, uneven(20), 6, batch_size=20, store=tmp_path / "s.jsonl", progress=False)
     assert [p["prediction"] for p in got] == whole and sizes[:2] == [20, 10] and len(Store(tmp_path / "s.jsonl")) == 20
+
+
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_near_ties(scaling):
+    "In bfloat16 the best tokens are scored in float32; a model that scales its logits behind the output layer keeps its own."
+    config = GraniteConfig(vocab_size=20_000, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, logits_scaling=scaling, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(config).bfloat16().eval()
+    ids, mask, positions = left_pad([[5 + i, 6, 7 + 2*i] for i in range(400)], 0)
+    with torch.inference_mode():
+        plain = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1].float()
+        ours = _last_logits(model, roomy_cache(config), mask, positions, input_ids=ids)
+        exact = model.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state[:, -1].float() @ model.lm_head.weight.float().T
+    if scaling == 1: assert torch.equal(ours.argmax(-1), exact.argmax(-1)) and not torch.equal(plain.argmax(-1), exact.argmax(-1))
+    else: assert torch.equal(ours, plain)
 
 
 def test_one_bad_row_loses_no_other(capsys):

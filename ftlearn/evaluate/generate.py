@@ -85,17 +85,17 @@ class _Part:
 
 # %% ../../nbs/33_evaluate.generate.ipynb #019
 def _last_logits(model, cache, mask, positions, k=16, **inputs):
-    "Float32 logits [rows, vocabulary] behind the last token of each row; of a model in 16 bits the `k` best are computed in float32."
+    "Float32 logits [rows, vocabulary] behind the last token of each row; of a model in 16 bits the `k` best are computed in float32, unless it changes them behind its output layer."
     head, seen = model.get_output_embeddings(), []
     coarse = type(head) is torch.nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, -1])) if coarse else None
+    hook = head.register_forward_hook(lambda _, given, made: seen.append((given[0][:, -1], made[:, -1]))) if coarse else None
     try: out = model(**inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=torch.tensor([-1], device=mask.device))
     finally:
         if hook: hook.remove()
     logits = out.logits[:, -1].float()
-    if seen:
+    if seen and torch.equal(seen[-1][1].float(), logits):   # not where the model scales or caps what its output layer makes
         best = logits.topk(min(k, logits.shape[1])).indices
-        fine = torch.einsum("rkd,rd->rk", head.weight[best].float(), seen[-1].float())
+        fine = torch.einsum("rkd,rd->rk", head.weight[best].float(), seen[-1][0].float())
         logits.scatter_(1, best, fine if head.bias is None else fine + head.bias[best].float())
     return logits
 
