@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test check export clean-nbs run-nbs readme docs config data stats bench test-gpu test-browser pins
+.PHONY: help install demo lab test check export clean-nbs run-nbs readme docs config data stats bench claims test-gpu test-browser pins
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: $(STAMP) ## the whole loop on real data, base against tuned (METHOD= MODEL
 	@$(VENV)/bin/ftlearn demo $(if $(METHOD),--method "$(METHOD)") $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
 
 lab: $(STAMP) ## open JupyterLab at the first tutorial (LAB="--no-browser" is passed on)
-	$(VENV)/bin/jupyter lab nbs/tutorials/00_the_whole_loop.ipynb $(LAB)
+	$(VENV)/bin/jupyter lab --ServerApp.root_dir="$(CURDIR)" nbs/tutorials/00_the_whole_loop.ipynb $(LAB)
 
 test: check ## the quick checks, then every notebook, then pytest (JOBS=1: one at a time)
 	$(PY) tools/nbtest.py -j $(JOBS)
@@ -69,4 +69,7 @@ pins: $(STAMP) ## write constraints.txt from what is installed
 	@$(PY) tools/pins.py
 
 bench: $(STAMP) ## the benchmarks, one after the other
-	@shopt -s nullglob; set -e; n=0; for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f; n=$$((n + 1)); done; echo "$$n benchmarks run"
+	@shopt -s nullglob; set -e; n=0; for f in benchmarks/*.py; do if [ $$f = benchmarks/rounds.py ]; then continue; fi; echo "== $$f"; $(PY) $$f; n=$$((n + 1)); done; echo "$$n benchmarks run"
+
+claims: $(STAMP) ## the trials of the claims lab that are not run yet; stop it whenever you like (MINUTES=10, ONLY=difflib)
+	$(PY) -m ftlearn.teach.claims --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only "$(ONLY)")

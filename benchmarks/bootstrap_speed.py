@@ -11,7 +11,7 @@
 Ours runs on one thread. Runs alternate, and each must reach the marks (of ours, three go with one of theirs, and their median counts); medians are the figures. Exits 1 below a mark. `python benchmarks/bootstrap_speed.py [--runs 3] [--lm-eval FOLDER]`"""
 import os
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
-import argparse, math, multiprocessing as mp, random, statistics, sys, time, tracemalloc
+import argparse, math, multiprocessing as mp, random, statistics, sys, tracemalloc
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
@@ -21,15 +21,7 @@ from sklearn.metrics import f1_score
 from ftlearn.evaluate.match import class_f1
 from ftlearn.evaluate.overlap import bleu, chrf
 from ftlearn.stats import paired_bootstrap, resampled
-
-
-def timed(run, *args):
-    start = time.perf_counter()
-    out = run(*args)
-    return time.perf_counter() - start, out
-
-
-def listed(ratios): return ", ".join(f"{r:,.1f}" for r in ratios)
+from rounds import timed, told, verdict
 
 
 def peak(run, *args):
@@ -94,8 +86,8 @@ def paired(rows, resamples, runs):
         equal = abs(last.difference - out[0]) < 1e-6 and abs(width - 1) < 0.1
         good = min(ratios) >= 3 and memory >= 20 and equal
         ok &= good
-        print(f"{'holds' if good else 'DOES NOT HOLD'}: paired bootstrap of {name}, {rows:,} rows, {resamples:,} resamples: ftlearn {statistics.median(times[mine]):.3f} s, "
-              f"sacrebleu {statistics.median(times[other]):.3f} s, {statistics.median(ratios):.1f} times as fast (mark 3; by run {listed(ratios)}), 1/{memory:.0f} of its memory (mark 1/20); same difference "
+        print(f"{verdict(good)}: paired bootstrap of {name}, {rows:,} rows, {resamples:,} resamples: ftlearn {statistics.median(times[mine]):.3f} s, "
+              f"sacrebleu {statistics.median(times[other]):.3f} s, {told(ratios, 3)}, 1/{memory:.0f} of its memory (mark 1/20); same difference "
               f"({last.difference:.3f}) and width of the interval (ratio {width:.3f}): {equal}", flush=True)
     return ok
 
@@ -154,8 +146,8 @@ def stderr_of_f1(rows, resamples, theirs, runs, folder):
         times["theirs"].append(seconds)
     ratios, equal = [y / x for x, y in zip(times["mine"], times["theirs"])], abs(a / b - 1) < 0.01
     good = min(ratios) >= 50 and equal
-    print(f"{'holds' if good else 'DOES NOT HOLD'}: standard error of F1, {rows:,} rows: ftlearn {resamples:,} resamples in {statistics.median(times['mine']):.3f} s, {which} {theirs:,} on "
-          f"{mp.cpu_count()} cores {statistics.median(times['theirs']):.1f} s, {statistics.median(ratios):,.0f} times as fast (mark 50; by run {listed(ratios)}); {a:.5f} and {b:.5f}, within a hundredth: {equal}", flush=True)
+    print(f"{verdict(good)}: standard error of F1, {rows:,} rows: ftlearn {resamples:,} resamples in {statistics.median(times['mine']):.3f} s, {which} {theirs:,} on "
+          f"{mp.cpu_count()} cores {statistics.median(times['theirs']):.1f} s, {told(ratios, 50, 0)}; {a:.5f} and {b:.5f}, within a hundredth: {equal}", flush=True)
     return good
 
 

@@ -5,8 +5,8 @@ template, 12 possible answers with their end-of-turn token, from data/definition
 from texts, so tokenizing is timed too. Runs alternate, and each must reach the mark; medians are the figures.
 Mark: 4 times as fast over the three sets together. Condition: every log-likelihood equal to 1e-4 of its size (at least 1e-4), and the same choices picked.
 lm-eval is imported from the folder given with --lm-eval (`pip install --target FOLDER lm-eval`), else from where Python finds it.
-Exits 1 below the mark. `python benchmarks/choice_speed.py [--rows 30] [--runs 3] [--model smollm2-135m-instruct] [--lm-eval FOLDER]`"""
-import argparse, os, statistics, sys, time
+Exits 1 below the mark. `python benchmarks/choice_speed.py [--rows 60] [--runs 3] [--model smollm2-135m-instruct] [--lm-eval FOLDER]`"""
+import argparse, os, statistics, sys
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 import numpy as np
@@ -18,6 +18,7 @@ from ftlearn.data.sources import load
 from ftlearn.evaluate.choice import choice_scores
 from ftlearn.evaluate.forget import load_slice
 from ftlearn.model.load import fetch, load_model
+from rounds import timed, told, verdict
 
 MARK, CLOSE = 4, 1e-4
 
@@ -53,15 +54,9 @@ def rival(folder, path, threads):
     return run
 
 
-def timed(run, *args):
-    start = time.perf_counter()
-    out = run(*args)
-    return time.perf_counter() - start, out
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rows", type=int, default=30)
+    p.add_argument("--rows", type=int, default=60)
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--model", default="smollm2-135m-instruct")
     p.add_argument("--lm-eval", metavar="FOLDER")
@@ -87,7 +82,7 @@ def main():
         print(f"{name:8} {len(rows):4} rows, {sum(map(len, out[ours])):5} choices: ftlearn {a:7.2f} s  lm-eval {b:7.2f} s  {b/a:5.1f} times as fast; log-likelihoods within {apart:.0e}, {picked} picked differently", flush=True)
     ratios = total[theirs]/total[ours]
     ok &= bool(ratios.min() >= MARK)
-    print(f"{'holds' if ok else 'DOES NOT HOLD'}: together {np.median(ratios):.1f} times as fast (mark {MARK}; by run {', '.join(f'{r:.1f}' for r in ratios)}), log-likelihoods equal to {CLOSE:g}")
+    print(f"{verdict(ok)}: together {told(ratios, MARK)}, log-likelihoods equal to {CLOSE:g}")
     sys.exit(not ok)
 
 

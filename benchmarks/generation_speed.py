@@ -5,7 +5,7 @@ loaded in its own default way; its batches have as many rows as ours and are pad
 round) and sets it against our time for all rows, by the token. Everything is timed from rows to texts.
 Marks: 5 times as fast as one by one, 1.3 times as fast as padded batches. Condition: the same tokens from all three.
 Exits 1 below a mark. `python benchmarks/generation_speed.py [--rows 256] [--rounds 3] [--batch 32] [--tokens 64] [--model smollm2-135m-instruct]`"""
-import argparse, os, statistics, sys, time
+import argparse, os, statistics, sys
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 import torch
@@ -16,6 +16,7 @@ from ftlearn.data.formats import prompt_of
 from ftlearn.data.sources import load
 from ftlearn.evaluate.generate import Store, _stops, _who, answer_key, generate
 from ftlearn.model.load import fetch, load_model
+from rounds import timed, told, verdict
 
 MARKS = {"one by one": 5, "padded, file order": 1.3}
 EVERY = 8
@@ -53,12 +54,6 @@ def until(tokens, stops):
     return tokens[:next((i for i, t in enumerate(tokens) if t in stops), len(tokens) - 1) + 1]
 
 
-def timed(run, *args):
-    start = time.perf_counter()
-    out = run(*args)
-    return time.perf_counter() - start, out
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rows", 256), ("rounds", 3), ("batch", 32), ("tokens", 64)): p.add_argument(f"--{name}", type=int, default=default)
@@ -89,7 +84,7 @@ def main():
     for name, mark in MARKS.items():
         ratios = [a/b for a, b in zip(rate["ftlearn"], rate[name])]
         ok &= min(ratios) >= mark
-        print(f"{'holds' if min(ratios) >= mark and not wrong else 'DOES NOT HOLD'}: {statistics.median(ratios):.2f} times as fast as {name} (mark {mark:g}; by round {', '.join(f'{r:.2f}' for r in ratios)})")
+        print(f"{verdict(min(ratios) >= mark and not wrong)}: against {name} {told(ratios, mark, 2)}")
     print(f"the same answers from all three: {not wrong}" + (f"; differing rows {sorted(wrong)[:10]}" if wrong else ""))
     sys.exit(not ok)
 

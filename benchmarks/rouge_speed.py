@@ -5,11 +5,12 @@ to 30 words. rouge_score is called once a pair, as in its README; ours once for 
 The condition: precision, recall and F of every pair equal to the last bit. Exits 1 below a mark. `python benchmarks/rouge_speed.py [--pairs 1000] [--runs 3]`"""
 import os
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
-import argparse, random, statistics, sys, time
+import argparse, random, statistics, sys
 
 from rouge_score.rouge_scorer import RougeScorer
 
 from ftlearn.evaluate.overlap import rouge
+from rounds import timed, verdict
 
 SETS = {"rouge1, rouge2, rougeL": (["rouge1", "rouge2", "rougeL"], False, 20), "rougeLsum": (["rougeLsum"], False, 5),
         "rouge1, rouge2, rougeL, stemmed": (["rouge1", "rouge2", "rougeL"], True, 5), "rougeLsum, stemmed": (["rougeLsum"], True, 5)}
@@ -44,12 +45,6 @@ def theirs(said, gold, types, stem):
     return {t: [tuple(map(float, r[t])) for r in rows] for t in types}
 
 
-def timed(run, *args):
-    start = time.perf_counter()
-    out = run(*args)
-    return time.perf_counter() - start, out
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--pairs", type=int, default=1000)
@@ -70,7 +65,7 @@ def main():
         a, b = statistics.median(times[ours]), statistics.median(times[theirs])
         good = equal and b / a >= mark
         ok &= good
-        print(f"{'holds' if good else 'DOES NOT HOLD'}: {name:32} ftlearn {a:7.3f} s  rouge_score {b:7.2f} s  {b / a:6.1f} times as fast (mark {mark}); bit-equal: {equal}", flush=True)
+        print(f"{verdict(good)}: {name:32} ftlearn {a:7.3f} s  rouge_score {b:7.2f} s  {b / a:6.1f} times as fast (mark {mark}); bit-equal: {equal}", flush=True)
     sys.exit(not ok)
 
 

@@ -11,8 +11,7 @@ PEAKS = ROOT / "benchmarks" / "memory_peaks.json"
 
 def cases():
     found = json.loads(PEAKS.read_text())["cases"] if PEAKS.exists() else {}
-    miss = pytest.mark.xfail(reason="DoRA's identity matrices leave more holes in the heap than the allocator's share allows for; the notebook says so")
-    return [pytest.param(v, id=k, marks=[miss] if v["method"] == "dora" else []) for k, v in found.items() if k != "framework"]
+    return [pytest.param(v, id=k) for k, v in found.items() if k != "framework"]
 
 
 def predicted(case): return estimate(case["model"], case["method"], batch=case["batch"], length=case["length"], labels=case["labels"], quant="bnb", device="cpu", dtype="bfloat16")
@@ -30,8 +29,8 @@ def test_committed_peak(case):
 
 
 def test_six_configurations_were_measured():
-    held = {(c.values[0]["method"], c.values[0]["batch"], c.values[0]["length"]) for c in cases() if not c.marks}
-    assert len(held) >= 6 and {"full", "lora", "qlora"} <= {method for method, _, _ in held}
+    held = {(c.values[0]["method"], c.values[0]["batch"], c.values[0]["length"]) for c in cases()}
+    assert len(held) >= 6 and {"full", "lora", "qlora", "dora", "prompt", "ia3"} <= {method for method, _, _ in held}
 
 
 @pytest.mark.parametrize("case", [pytest.param(*c.values, id=c.id) for c in cases() if "mapped_peak" in c.values[0]])

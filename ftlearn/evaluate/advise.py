@@ -94,7 +94,7 @@ def _with_tuned(l):
         r = _top(unsure, l)
         return "undecided", f"The tuned model leads with {_of(tuned, l)}, but {_of(r, l)} may be as good.", r["name"], [_settle(l, r), f"until then use {r['name']}"]
     second = _top([r for r in l.rungs if r["kind"] != "tuned"], l)
-    return "fine-tune", f"The tuned model, {_of(tuned, l)}, is better than everything cheaper" + (f"; the next is {_of(second, l)}." if second else "; nothing else was measured."), tuned["name"], ["look at what it still gets wrong (36), and at what it forgot (35)"]
+    return "fine-tune", f"The tuned model, {_of(tuned, l)}, is better than everything cheaper" + (f"; the next is {_of(second, l)}." if second else "; nothing else was measured."), tuned["name"], ["look at what it still gets wrong (notebook 36), and at what it forgot (notebook 35)"]
 
 # %% ../../nbs/34a_evaluate.advise.ipynb #016
 def _without_tuned(l, train_rows, target):

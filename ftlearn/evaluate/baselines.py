@@ -241,11 +241,10 @@ def _with_examples(row, examples):
 
 # %% ../../nbs/34_evaluate.baselines.ipynb #035
 def _each(predictions, batch):
-    "Machine seconds an answer: rows in groups of `batch`, the longest prompts first as `generate` asks them; a group takes as long as its slowest row."
-    ms = [(-(p.get("prompt_tokens") or len(str(p.get("prompt")))), p["latency_ms"]) for p in predictions if p.get("latency_ms") is not None and not p.get("error")]
+    "Machine seconds an answer: `batch` rows share each second, as `generate` keeps its batch full while there are rows."
+    ms = [p["latency_ms"] for p in predictions if p.get("latency_ms") is not None and not p.get("error")]
     if not ms: raise UserError("no prediction has a latency, so the cost of an answer is unknown", fix="pass each=SECONDS")
-    ms = [m for _, m in sorted(ms, key=lambda x: x[0])]
-    return sum(max(ms[i:i + batch]) for i in range(0, len(ms), batch))/1000/len(ms)
+    return sum(ms)/1000/len(ms)/min(batch, len(ms))
 
 def _prompted(name, how, engine, rows, shown, n_rows, alone, usd, options):
     "The rung of a language model, asked with `shown`; its predictions name the question as it was without examples."

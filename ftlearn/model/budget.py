@@ -169,7 +169,7 @@ def estimate_run(
     memory = estimate(config.model, config.method, batch, max(lengths), sum(sorted(answers)[-batch:]), r=config.r, targets=config.target_modules, quant=config.quant,
                       double_quant=config.bnb_4bit_use_double_quant, dtype=here.dtype, device=device, accumulation=config.gradient_accumulation_steps)
     duration = time_needed(config.model, config.method, tokens, sum(lengths) / len(lengths), labels, config.r, here.dtype, rate, device)
-    data = {"rows": len(rows), "tokens": sum(lengths), "answer_tokens": sum(answers), "longest": max(lengths), "epochs": round(epochs, 3), "which": which, "counted": note}
+    data = {"rows": len(rows), "tokens": sum(lengths), "answer_tokens": sum(answers), "longest": max(lengths), "epochs": round(epochs, 3), "seen": round(tokens), "which": which, "counted": note}
     table = prices()
     return RunEstimate(memory, fits(memory, available), duration, training_cost(sum(lengths), epochs, table), _on_gpus(memory, tokens, config, labels, table), data)
 
@@ -179,6 +179,6 @@ def _repr_markdown_(self:RunEstimate):
     m, d = self.memory, self.data
     fit, span = self.fit._repr_markdown_(), f"{_t(self.time.low)} to {_t(self.time.high)}"
     head = f"**{m.model}, {m.method}: {self.fit.verdict}, {span} of training on this machine, which is paid for**"
-    facts = f"{d['rows']:,} rows, {d['tokens']:,} tokens, the longest {d['longest']}, {d['epochs']:g} epochs; {d['which']}, {d['counted']}."
+    facts = f"{d['rows']:,} rows, {d['tokens']:,} tokens, the longest {d['longest']}, {d['epochs']:g} epochs, {d['seen']:,} tokens read in all; {d['which']}, {d['counted']}."
     gpus = md_table({k: v for k, v in g.items() if not k.startswith("usd")} for g in self.gpus)
     return "\n\n".join([head, facts, "## Memory\n\n" + fit + "\n\n" + m._repr_markdown_(), "## Time\n\n" + self.time._repr_markdown_(), "## On a rented GPU\n\n" + gpus, "## At a provider\n\n" + self.hosted._repr_markdown_()])

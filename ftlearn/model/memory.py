@@ -238,7 +238,7 @@ def layer_activations(
     parts["attention"] += c * q * (bool(has(_OUT)) and attention != "sdpa")
     gated = not set(shape.linears) & {"fc1"}
     parts["inner layer"] = c * f * ((2 if own else 3) if gated else 1) + c * f * bool(has(_FROM_INNER))
-    parts["adapters"] = c * r * len(_adapted(shape, method, targets)) + (method == "dora") * 2 * c * sum(shape.linears[n][1] for n in _adapted(shape, method, targets))
+    parts["adapters"] = c * r * len(names) * (method != "full") + (method == "dora") * (1 if own else 2) * c * sum(shape.linears[n][1] for n in names)
     if method == "ia3": parts["adapters"] = 2 * c * kv + 4 * f      # PEFT scales keys and values, and the inner layer in float32
     return parts
 
@@ -359,7 +359,7 @@ def estimate(
     terms = {"framework": framework_bytes(device), "weights": weights, "quantization constants": constants, "dequantized copy": unpacked, "adapter": 0 if method == "full" else 4 * n, "gradients": 4 * n, "optimizer": _OPTIMIZERS[optimizer][0] * n,
              "copies of what trains": copies, "activations": kept, "logits": _logits(shape, logits, labels, tokens, c),
              "weights file": c * shape.block if quant == "bnb" and device == "cpu" and c == 2 else 0, "allocator": _tables()[0]["allocator"][device] * kept,
-             "identity of DoRA": max(0, _identity(shape, _adapted(shape, method, targets), c) - _logits(shape, logits, labels, tokens, c)) if method == "dora" else 0,
+             "identity of DoRA": max(0, _identity(shape, _adapted(shape, method, targets), c) - _logits(shape, logits, labels, tokens, c)) if method == "dora" and attention != "grouped" else 0,
              "buffers": max(4 * c * tokens * shape.inner, table, (4 + c) * shape.embedding if method == "full" else 0)}
     settings = dict(batch=batch, length=length, labels=labels, tokens=tokens, trained=n, dtype=dtype, device=device, quant=quant, attention=attention, logits=logits, checkpointing=checkpointing, accumulation=accumulation, optimizer=optimizer, r=r)
     return Estimate(shape.name, method, {k: int(v) for k, v in terms.items()}, _why(shape, settings, method), settings)

@@ -13,7 +13,7 @@ from ..stats import required_n, wilson
 from .book_deploy import DEPLOY
 from .book_judge import JUDGE
 from .book_museum import MUSEUM
-from .book_prepare import METHODS, PREPARE
+from .book_prepare import CLAIM_LAB, METHODS, PREPARE
 from .grade import Exercise, Slip
 
 # %% ../../nbs/70e_teach.book.ipynb #005
@@ -105,7 +105,7 @@ _09_3 = Exercise("09.3", "The only answer is `good morning`, and so is the refer
      Slip("two of four", "The four shares are multiplied, not added.", 50)), "know where a score misleads", 3)
 
 # %% ../../nbs/70e_teach.book.ipynb #023
-_MINE = (_00_1, _00_2, _00_3, _00_4, _01_1, _01_2, _01_3, _09_1, _09_2, _09_3, *DEPLOY, *JUDGE, *METHODS, *MUSEUM, *PREPARE)
+_MINE = (_00_1, _00_2, _00_3, _00_4, _01_1, _01_2, _01_3, _09_1, _09_2, _09_3, *CLAIM_LAB, *DEPLOY, *JUDGE, *METHODS, *MUSEUM, *PREPARE)
 BOOK = {ex.id: ex for ex in sorted(_MINE, key=lambda ex: ex.id)}
 
 # %% ../../nbs/70e_teach.book.ipynb #027

@@ -247,8 +247,8 @@ def _as_peft(config, model, fast):
     "Why adapter layers run as PEFT has them; None when none do."
     from peft.tuners.tuners_utils import BaseTunerLayer
     left = sum(isinstance(m, BaseTunerLayer) for m in model.modules()) - (fast.counts.get("LoRA layers", 0) if fast else 0)
-    why = {"dora": "its norms are not part of that", "ia3": "its factors are not part of that"}.get(config.method, "with dropout or 4-bit weights they do more than that")
-    return f"{config.method}: {left} adapter layers run as PEFT has them; the faster ones are for plain LoRA, and {why}" if fast and left else None
+    why = "its factors are not part of that" if config.method == "ia3" else "with dropout or 4-bit weights they do more than that"
+    return f"{config.method}: {left} adapter layers run as PEFT has them; the faster ones are for plain LoRA and DoRA, and {why}" if fast and left else None
 
 def _with_weights(collate):
     "A collator that hands on the rows' weights beside what `collate` makes."
