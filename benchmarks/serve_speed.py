@@ -3,7 +3,7 @@
     python benchmarks/serve_speed.py [--rounds 3] [--clients 8] [--tokens 64]
 
 Rivals: `transformers serve` with its defaults and with --continuous-batching (8 streaming clients each), and the raw server of llama.cpp on the same GGUF file (one client).
-Servers take turns, round by round, and only one of them lives at a time (an idle one beside it costs the other a twentieth). With one client each is started three times a round, as a machine's speed changes from minute to minute. Each round must reach the marks; the median is the figure. Exits 1 below a mark. Tokens are counted by one tokenizer in the text that came, since servers cut their pieces differently."""
+Servers take turns, round by round; with 8 clients each is loaded for 20 seconds. Only one of them lives at a time (an idle one beside it costs the other a twentieth). With one client each is started eight times a round, as a machine's speed changes from minute to minute. Each round must reach the marks; the median is the figure. Exits 1 below a mark. Tokens are counted by one tokenizer in the text that came, since servers cut their pieces differently."""
 import argparse, asyncio, contextlib, functools, json, socket, statistics, subprocess, sys, time
 from pathlib import Path
 
@@ -61,7 +61,14 @@ async def load(url, model, clients, tokens, each=2):
     return sum(len(tokens_of(a[2])) for a in got) / seconds, [a[0] or a[1] for a in got]
 
 
-def alone(servers, url, tokens, lives=3, each=14):
+def steady(url, model, clients, tokens, seconds=20):
+    "The median of as many loads as begin within `seconds`."
+    speeds, began = [], time.perf_counter()
+    while not speeds or time.perf_counter() - began < seconds: speeds.append(asyncio.run(load(url, model, clients, tokens))[0])
+    return statistics.median(speeds)
+
+
+def alone(servers, url, tokens, lives=8, each=6):
     "Tokens a second with one client, by server: each is started `lives` times, in turns, and answers `each` questions; the median over all of its answers."
     tokenizer()
     async def ask(model):
@@ -109,8 +116,9 @@ def main():
     many, single, waits = {n: [] for n in servers}, {"ours, llama.cpp": [], "raw llama.cpp": []}, {}
     for _ in range(a.rounds):
         for name, (command, health, model) in servers.items():
+            if name == "raw llama.cpp": continue   # it is a rival with one client
             with server(command, url + health):
-                speed, _ = asyncio.run(load(url, model, a.clients, a.tokens))
+                speed = steady(url, model, a.clients, a.tokens)
                 many[name].append(speed)
                 if name == "ours, llama.cpp":
                     for n in (1, 8, 32): waits.setdefault(n, []).extend(asyncio.run(load(url, model, n, 16))[1])

@@ -98,7 +98,8 @@ class PowerCurve:
     def _repr_markdown_(self):
         rows = [{"difference": f"{100*d:.3g} points", f"chance with {self.n} rows": f"{100*power_at(self.n, d, max(d, self.discordance), self.alpha):.0f} %",
                  "rows for 80 %": required_n(d, max(d, self.discordance), self.alpha)} for d in self.deltas]
-        return f"**{self.n} rows show {100*detectable(self.n, self.discordance, self.alpha):.0f} points** in 4 of 5 cases ({100*self.discordance:.0f} % of the rows differ)\n\n" + md_table(rows)
+        seen = detectable(self.n, self.discordance, self.alpha)
+        return f"**{self.n} rows show {100*seen:.0f} points** in 4 of 5 cases ({100*max(seen, self.discordance):.0f} % of the rows differ)\n\n" + md_table(rows)
 
 def power_curve(
     n:int=50,                # the rows that you have

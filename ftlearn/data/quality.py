@@ -369,7 +369,7 @@ def _check_diversity(book):
     again = sum(len(g) - 1 for g in book.same) + book.near
     found = [f.code for f in book.findings if f.code in ("same-opening", "one-source")]
     status = "warn" if found or again > 0.05*n else "pass"
-    return _item("diverse", status, f"{again:,} of {n:,} rows repeat another, exactly or nearly; openings as varied as {v.effective:,.0f} equal ones; {v.distinct[2]:.0%} of word pairs differ"
+    return _item("diverse", status, f"{again:,} of {n:,} rows repeat another, exactly or nearly; openings as varied as {v.effective:,.0f} that come equally often; {v.distinct[2]:.0%} of word pairs differ"
                  + (f"; {book.sources.top:.0%} of the rows from one source" if book.sources.counts else "; sources unknown"))
 
 def _check_backup(book):

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -17,7 +18,7 @@ from ..core import UserError, read_json, unknown
 from ..data.encode import encode_prompt
 from .ask import Ask, Refused, room_for
 from ..evaluate.generate import left_pad, _joins, _last_logits, _Part, _stops, _with_soft_prompt
-from ..model.fast import roomy_cache, speed_up
+from ..model.fast import pack_weights, roomy_cache, speed_up
 from ..model.load import Loaded, load_model
 
 # %% ../../nbs/52b_deploy.engine.ipynb #005
@@ -67,7 +68,7 @@ def take(self:_Row, token):
     self.tokens.append(token)
     ended = token in self.stops
     piece = self.said.add(None if ended else token, last=ended or len(self.tokens) >= self.limit)
-    if piece or not ended: self.tell(dict(id=self.ask.id, text=piece, token=token))
+    if piece or not ended: self.tell(dict(id=self.ask.id, text=piece, tokens=[token]))
     if ended or self.said.ended: self.finish("stop")
     elif len(self.tokens) >= self.limit: self.finish("length")
 
@@ -85,20 +86,39 @@ class _Batch:
         self.config, self.forward, self.pad_id, self.device, self.rows = config, forward, pad_id, device, []
         self.grows = _joins(roomy_cache(config))  # else rows that come late wait for the next batch
 
-# %% ../../nbs/52b_deploy.engine.ipynb #015
+# %% ../../nbs/52b_deploy.engine.ipynb #016
+_LEAST = 8   # shared tokens from which on reading them once is worth a pass of its own
+
+def _beginning(rows):
+    "How many tokens all prompts begin with; 0 where sharing them does not pay or is not the same."
+    if len(rows) < 2 or len({r.adapter and r.adapter.key for r in rows}) > 1: return 0
+    n = min(len(commonprefix([r.ids for r in rows])), min(len(r.ids) for r in rows) - 1)
+    return n if n >= _LEAST else 0
+
+@patch
+def _read(self:_Batch, rows, cache):
+    "Logits behind the prompts, their mask and positions."
+    n, mask, start = _beginning(rows) if self.grows else 0, None, 0
+    if n:
+        _, mask, positions = self.forward(*left_pad([rows[0].ids[:n]], self.pad_id, self.device), cache, rows[:1])
+        cache.batch_repeat_interleave(len(rows))
+        start = positions[:, -1:] + 1
+    ids, rest, positions = left_pad([r.ids[n:] for r in rows], self.pad_id, self.device)
+    return self.forward(ids, rest if mask is None else torch.cat([mask.expand(len(rows), -1), rest], 1), positions + start, cache, rows)
+
+# %% ../../nbs/52b_deploy.engine.ipynb #017
 @patch
 def join(self:_Batch, rows):
     "Read the prompts of new rows, choose their first tokens, and put them beside those that are there."
-    ids, mask, positions = left_pad([r.ids for r in rows], self.pad_id, self.device)
     cache = roomy_cache(self.config)
-    logits, mask, positions = self.forward(ids, mask, positions, cache, rows)
+    logits, mask, positions = self._read(rows, cache)
     new = _Part(rows, cache, mask, positions[:, -1:] + 1)
     old, self.part = getattr(self, "part", None), new
     self._choose(logits)
     if old and old.rows: self.part = old.beside(self.part) if self.part.rows else old
     self.rows = self.part.rows
 
-# %% ../../nbs/52b_deploy.engine.ipynb #017
+# %% ../../nbs/52b_deploy.engine.ipynb #019
 @patch
 def _choose(self:_Batch, logits):
     "Every row takes its next token; those that are done leave."
@@ -116,7 +136,7 @@ def _drop(self:_Batch):
     if len(keep) < len(self.part.rows): self.part = self.part.only(keep) if keep else _Part([], None, None, None)
     self.rows = self.part.rows
 
-# %% ../../nbs/52b_deploy.engine.ipynb #018
+# %% ../../nbs/52b_deploy.engine.ipynb #020
 @patch
 def step(self:_Batch):
     "One more token for every row."
@@ -128,7 +148,7 @@ def step(self:_Batch):
     p.positions = p.positions + 1
     self._choose(logits)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #020
+# %% ../../nbs/52b_deploy.engine.ipynb #022
 @dataclass
 class _Adapter:
     "An adapter that is served."
@@ -152,7 +172,7 @@ def _describe(name, path, key):
     kind = config["peft_type"]
     return _Adapter(name, folder, key, kind, kind == "LORA" and not config.get("use_dora") and config.get("bias", "none") == "none", note)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #022
+# %% ../../nbs/52b_deploy.engine.ipynb #024
 def _check_base(adapter, base):
     "Raises where the adapter was trained on another base."
     want = adapter.note.get("base_sha256")
@@ -169,7 +189,7 @@ def _check_arrived(model, adapter):
     lost = [k for k, t in file.items() if k not in there or not torch.equal(there[k].float().cpu(), t.float())]
     if lost: raise UserError(f"{len(lost)} of {len(file)} adapter tensors did not reach the model", value=lost[0], path=adapter.folder, fix="serve it with the base that it was trained on", exit_code=1)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #024
+# %% ../../nbs/52b_deploy.engine.ipynb #026
 class TransformersEngine:
     "A base model and its adapters, answering by transformers and PEFT."
     def __init__(self,
@@ -179,7 +199,13 @@ class TransformersEngine:
     ):
         self.base, self.name, self.slots, self.adapters, self.hints, self.model = base, name, slots, {}, {}, base.model
         self.context, self._waiting, self._batches, self._n, self._leaving = base.model.config.get_text_config().max_position_embeddings, deque(), {}, 0, []
-        if base.device.name == "cpu": speed_up(base.model, share=False)
+        self._prepare(base)
+
+    def _prepare(self, loaded):
+        "Whatever makes a model answer sooner that is not going to change."
+        if loaded.device.name == "cpu":
+            speed_up(loaded.model, share=False)
+            pack_weights(loaded.model)
 
     @property
     def models(self) -> dict: # served name to what is known about it
@@ -187,7 +213,7 @@ class TransformersEngine:
         known = {self.name: dict(parent=None, context=self.context)}
         return known | {a.name: dict(parent=None if a.whole else self.name, context=self.context, method=a.note.get("method") or a.kind.lower()) | self.hints.get(a.name, {}) for a in self.adapters.values()}
 
-# %% ../../nbs/52b_deploy.engine.ipynb #025
+# %% ../../nbs/52b_deploy.engine.ipynb #027
 @patch
 def add_adapter(self:TransformersEngine,
     name:str, # the name to serve it by
@@ -197,7 +223,9 @@ def add_adapter(self:TransformersEngine,
     if name in self.models: raise UserError("this name is taken", value=name, allowed="a name that is not served yet", fix="remove that adapter first, or choose another name")
     self._n += 1
     a = _describe(name, path, f"a{self._n}")
-    if a.kind == "full": a.whole = load_model(a.folder, device=self.base.device)
+    if a.kind == "full":
+        a.whole = load_model(a.folder, device=self.base.device)
+        self._prepare(a.whole)
     else:
         others = {o.kind for o in self.adapters.values() if not o.whole} - {a.kind}
         if others: raise UserError("adapters of different kinds cannot share one base in memory", value=a.kind, allowed=others.pop(), path=path, fix="start a second server for it")
@@ -205,7 +233,7 @@ def add_adapter(self:TransformersEngine,
         self._attach(a)
     self.adapters[name] = a
 
-# %% ../../nbs/52b_deploy.engine.ipynb #026
+# %% ../../nbs/52b_deploy.engine.ipynb #028
 @patch
 def _attach(self:TransformersEngine, a):
     "Put the adapter's layers into the model, or raise and leave the model as it was."
@@ -229,7 +257,7 @@ def _detach(self:TransformersEngine, a):
     elif len(self.model.peft_config) > 1: self.model.delete_adapter(a.key)
     else: self.model = self.base.model if self.model.active_peft_config.is_prompt_learning else self.model.unload()
 
-# %% ../../nbs/52b_deploy.engine.ipynb #028
+# %% ../../nbs/52b_deploy.engine.ipynb #030
 @patch
 def remove_adapter(self:TransformersEngine,
     name:str, # the name that it is served by
@@ -251,7 +279,7 @@ def _let_go(self:TransformersEngine):
 @patch
 def _live(self:TransformersEngine): return [*self._waiting, *(r for b in self._batches.values() for r in b.rows)]
 
-# %% ../../nbs/52b_deploy.engine.ipynb #030
+# %% ../../nbs/52b_deploy.engine.ipynb #032
 def _prompt_ids(ask, tokenizer):
     "The token ids of what is asked."
     if ask.messages is not None:
@@ -262,11 +290,11 @@ def _prompt_ids(ask, tokenizer):
     if bad: raise Refused(f"the prompt holds numbers that are no tokens; this model has {len(tokenizer)}", param="prompt")
     return list(ask.prompt)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #031
+# %% ../../nbs/52b_deploy.engine.ipynb #033
 @patch
 def submit(self:TransformersEngine,
     ask:Ask, # what is asked
-    tell,    # called with each event, a dict with the ask's `id`: `prompt_tokens`; `text` and `token`; `finish` and `completion_tokens`
+    tell,    # called with each event, a dict with the ask's `id`: `prompt_tokens`; `text` and `tokens`; `finish` and `completion_tokens`
 ):
     "Put a question in line. Raises `Refused` for one that cannot be answered."
     if ask.model not in self.models: raise Refused(f"the model does not exist; there are: {', '.join(self.models)}", "model_not_found", 404, "model")
@@ -283,7 +311,7 @@ def cancel(self:TransformersEngine,
     for r in self._live():
         if r.ask.id == id: r.finish("cancelled")
 
-# %% ../../nbs/52b_deploy.engine.ipynb #033
+# %% ../../nbs/52b_deploy.engine.ipynb #035
 @patch
 def _forward(self:TransformersEngine, key, ids, mask, positions, cache, rows):
     "Logits behind the last token of each row, and mask and positions, which a soft prompt makes longer."
@@ -306,7 +334,7 @@ def _soft(self:TransformersEngine, model, ids, mask, positions, cache):
     base, first, mask, positions = _with_soft_prompt(model, ids, mask, positions)
     return base, first, mask, positions
 
-# %% ../../nbs/52b_deploy.engine.ipynb #034
+# %% ../../nbs/52b_deploy.engine.ipynb #036
 @patch
 def _batch_of(self:TransformersEngine, row):
     "The batch that the row belongs to: plain LoRA and the base share one."
@@ -330,7 +358,7 @@ def _admit(self:TransformersEngine):
         free -= 1
     for batch, rows in new.values(): batch.join(rows)
 
-# %% ../../nbs/52b_deploy.engine.ipynb #035
+# %% ../../nbs/52b_deploy.engine.ipynb #037
 @patch
 @torch.inference_mode()
 def step(self:TransformersEngine) -> bool: # whether there is more to do

@@ -6,9 +6,10 @@
 __all__ = ['shipped_gguf', 'LlamaEngine']
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #002
-import http.client, json, secrets, socket, threading
+import contextlib, http.client, secrets, socket, threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
+import orjson
 from fastcore.basics import patch
 from ..core import UserError, atomic_dir, cache_dir, file_lock, unknown
 from .ask import Ask, Refused, room_for
@@ -52,39 +53,36 @@ def _start(self:LlamaEngine, adapters):
     self._server, self._key = llama_server(self.path, self.slots, self.context, self.threads, list(adapters.values()), apply=False, key=key), key   # both or, where it fails, neither
     self._at = self._server.listening_address.removeprefix("http://")
     self.adapters = dict(adapters)
-    self.context = self._post("/props", None)["default_generation_settings"]["n_ctx"]
+    with contextlib.closing(http.client.HTTPConnection(self._at)) as c: self.context = self._post(c, "/props", None)["default_generation_settings"]["n_ctx"]
 
 @patch
-def _connection(self:LlamaEngine, path, body):
-    "An open request."
-    c = http.client.HTTPConnection(self._at)
-    c.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), {"authorization": f"Bearer {self._key}", "content-type": "application/json"})
-    return c
+def _send(self:LlamaEngine, connection, path, body):
+    "Begin a request."
+    connection.request("GET" if body is None else "POST", path, None if body is None else orjson.dumps(body), {"authorization": f"Bearer {self._key}", "content-type": "application/json"})
 
 @patch
-def _post(self:LlamaEngine, path, body):
-    "The JSON of one short request."
-    c = self._connection(path, body)
-    try:
-        r = c.getresponse()
-        said = json.loads(r.read())
-    finally: c.close()
+def _post(self:LlamaEngine, connection, path, body):
+    "The JSON of one short request; the next one may take the same connection."
+    self._send(connection, path, body)
+    r = connection.getresponse()
+    said = orjson.loads(r.read())
     if r.status != 200: raise Refused(f"llama.cpp refuses this: {str(said.get('error', {}).get('message'))[:200]}", status=400 if r.status < 500 else 503)
     return said
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #014
 @patch
-def _tokens(self:LlamaEngine, text, special, add): return self._post("/tokenize", dict(content=text, parse_special=special, add_special=add))["tokens"]
+def _tokens(self:LlamaEngine, connection, text, special, add): return self._post(connection, "/tokenize", dict(content=text, parse_special=special, add_special=add))["tokens"]
 
 @patch
-def _prompt_ids(self:LlamaEngine, ask):
+def _prompt_ids(self:LlamaEngine, ask, connection):
     "The token ids of what is asked."
-    if isinstance(ask.prompt, str): return self._tokens(ask.prompt, True, True)
+    if isinstance(ask.prompt, str): return self._tokens(connection, ask.prompt, True, True)
     if ask.messages is None: return list(ask.prompt)
     if not ask.messages or ask.messages[-1]["role"] == "assistant": raise Refused("the last message is not a question", param="messages")
     said = "\n".join(m.get("content") or "" for m in ask.messages)
-    if self._tokens(said, True, False) != self._tokens(said, False, False): raise Refused("a message holds a control token of the model", param="messages")
-    return self._tokens(self._post("/apply-template", {"messages": ask.messages, **({"tools": ask.tools} if ask.tools else {})})["prompt"], True, True)
+    if self._tokens(connection, said, True, False) != self._tokens(connection, said, False, False): raise Refused("a message holds a control token of the model", param="messages")
+    text = self._post(connection, "/apply-template", {"messages": ask.messages, **({"tools": ask.tools} if ask.tools else {})})["prompt"]
+    return self._tokens(connection, text, True, True)
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #019
 @patch
@@ -102,10 +100,10 @@ def _listen(response, id, tell):
     n = 0
     for line in response:
         if not line.startswith(b"data: {"): continue
-        e = json.loads(line[6:])
+        e = orjson.loads(line[6:])
         n = e.get("tokens_predicted", n)
         if e.get("stop"): return _REASONS.get(e["stop_type"], "error"), n
-        tell(dict(id=id, text=e["content"], token=e["tokens"][-1] if e["tokens"] else None))
+        tell(dict(id=id, text=e["content"], tokens=e["tokens"]))
     return "error", n
 
 # %% ../../nbs/52c_deploy.llamacpp.ipynb #021
@@ -127,10 +125,13 @@ def submit(self:LlamaEngine,
 ):
     "Ask a question. Raises `Refused` for one that cannot be answered."
     if ask.model not in self.models: raise Refused(f"the model does not exist; there are: {', '.join(self.models)}", "model_not_found", 404, "model")
-    ids = self._prompt_ids(ask)
-    body = self._request(ask, ids, room_for(ask, len(ids), self.context))
-    tell(dict(id=ask.id, prompt_tokens=len(ids), prompt_ids=ids))
-    connection = self._connection("/completion", body)
+    connection = http.client.HTTPConnection(self._at)
+    try:
+        ids = self._prompt_ids(ask, connection)
+        body = self._request(ask, ids, room_for(ask, len(ids), self.context))
+        tell(dict(id=ask.id, prompt_tokens=len(ids), prompt_ids=ids))
+        self._send(connection, "/completion", body)
+    except Exception: connection.close(); raise
     with self._lock: self._open[ask.id] = connection
     threading.Thread(target=self._answer, args=(ask, connection, self._server, tell), daemon=True).start()
 

@@ -263,7 +263,7 @@ def to_dict(self:Parity) -> dict: # {"ok", "reasons", "guilty", "cause", "prompt
 @patch
 def _repr_markdown_(self:Parity):
     g = self.guilty
-    head = f"**{'The stage gives' if len(self.stages) == 1 else f'All {len(self.stages)} stages give'} the answers of base plus adapter**" if self.ok else f"**The stage `{g.name}` is not the model that was measured: {g.cause}**" if g else f"**{self.nothing}**"
+    head = f"**Nothing speaks against {'the stage' if len(self.stages) == 1 else f'any of the {len(self.stages)} stages'}**" if self.ok else f"**The stage `{g.name}` is not the model that was measured: {g.cause}**" if g else f"**{self.nothing}**"
     share = lambda x, unit="": "" if x is None else f"{100*x:.1f} %"
     rows = [{"stage": s.name, "same prompt ids": "" if s.same_prompts is None else f"{s.same_prompts} of {s.n}", "same answers": f"{s.same_answers} of {s.n}", "parts at token": "" if s.parts_at is None else s.parts_at,
              "first choices agree": share(s.agreement), "change of log p": "" if s.change is None else f"{s.change:.4f}", "of the adapter's effect": share(s.share),

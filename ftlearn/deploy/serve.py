@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 # %% ../../nbs/53_deploy.serve.ipynb #003
 from ..core import UserError
-from .answer import Answer, Form, merged
+from .answer import Answer, Form, merged, opening
 from .ask import Ask, Refused
 from .door import Limits, read_keys, _Chat, _Completion, _Gate, _Strict, _check, _error, _host_ok, _key_ok, _origin_ok, _parse, _valid
 from .log import RequestLog
@@ -110,7 +110,7 @@ async def respond(self:Service, request, q, asks, inputs, chat):
                 async for _ in events: pass
             await _or_gone(request, all_of())
             return JSONResponse(form.whole(answers))
-        first = await _or_gone(request, anext(events))
+        first = await _or_gone(request, opening(events))
         keep = stack.pop_all()   # from here on the stream holds the places
         return _Stream(form.stream(answers, events, first, q.stream_options is not None and q.stream_options.include_usage), self.limits.seconds + 10, keep.aclose)
 

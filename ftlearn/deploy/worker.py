@@ -154,18 +154,56 @@ def predictor(
     tuned = _plain_name(Path(model).resolve()) if is_run(model) else engine.name
     return Predictor(engine, tuned)
 
-# %% ../../nbs/52d_deploy.worker.ipynb #017
-def _pipes():
-    "The commands, and a function that writes an event. Standard output is moved to standard error for everybody else."
-    out, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
-    os.dup2(2, 1)
-    def tell(event):
-        with lock:
-            out.write(orjson.dumps(event) + b"\n")
-            out.flush()
-    return sys.stdin.buffer, tell
+# %% ../../nbs/52d_deploy.worker.ipynb #018
+_PIECE = .04   # seconds
+
+class _Teller:
+    "Call it with an event; `write` gets lists of them."
+    def __init__(self, write): self.write, self.out, self.kept, self.due, self.held, self.lock = write, [], {}, {}, False, threading.Lock()
+
+    def __call__(self, event):
+        with self.lock:
+            self.out += self._ready(event)
+            if not self.held: self._flush()
+
+    def _flush(self):
+        if self.out: self.write(self.out)
+        self.out = []
+
+    @contextlib.contextmanager
+    def together(self):
+        "What is told in this block is written at its end."
+        self.held = True
+        try: yield
+        finally:
+            with self.lock:
+                self.held = False
+                self._flush()
 
 # %% ../../nbs/52d_deploy.worker.ipynb #019
+@patch
+def _ready(self:_Teller, e):
+    "The events that may go out now that `e` has come."
+    id, now, kept = e["id"], time.monotonic(), self.kept.pop(e["id"], None)
+    if "text" not in e:
+        if "finish" in e: self.due.pop(id, None)
+        return [kept, e] if kept else [e]
+    if kept: e = dict(id=id, text=kept["text"] + e["text"], tokens=kept["tokens"] + e["tokens"])
+    if now < self.due.get(id, 0): self.kept[id] = e; return []
+    self.due[id] = now + _PIECE
+    return [e]
+
+# %% ../../nbs/52d_deploy.worker.ipynb #022
+def _pipes():
+    "The commands, and a `_Teller`. Standard output is moved to standard error for everybody else."
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    def write(events):
+        out.write(b"".join(orjson.dumps(e) + b"\n" for e in events))
+        out.flush()
+    return sys.stdin.buffer, _Teller(write)
+
+# %% ../../nbs/52d_deploy.worker.ipynb #024
 def _do(engine, command, tell):
     "Carry out one command."
     op, id = command.pop("op"), command["id"]
@@ -178,7 +216,7 @@ def _do(engine, command, tell):
     except Refused as e: tell(dict(id=id, refused=str(e), code=e.code, status=e.status, param=e.param))
     except UserError as e: tell(dict(id=id, refused=str(e), code="invalid_value", status=400, param=None))
 
-# %% ../../nbs/52d_deploy.worker.ipynb #020
+# %% ../../nbs/52d_deploy.worker.ipynb #025
 def work():
     "The main function of the child: a `Spec` on the first line of standard input, then commands. Ends when standard input does."
     commands, tell = _pipes()
@@ -192,7 +230,9 @@ def work():
     try:
         while True:
             try: line = todo.get(block=not busy)
-            except queue.Empty: busy = engine.step(); continue
+            except queue.Empty:
+                with tell.together(): busy = engine.step()
+                continue
             if line is None: return
             _do(engine, json.loads(line), tell)
             busy = True
@@ -206,7 +246,7 @@ def _read(commands, todo):
     for line in commands: todo.put(line)
     todo.put(None)
 
-# %% ../../nbs/52d_deploy.worker.ipynb #022
+# %% ../../nbs/52d_deploy.worker.ipynb #027
 class EngineProcess:
     "An engine in a child process that is started again when it dies."
     def __init__(self,
@@ -220,7 +260,7 @@ class EngineProcess:
     @property
     def ready(self) -> bool: return self.state == "ready"
 
-# %% ../../nbs/52d_deploy.worker.ipynb #023
+# %% ../../nbs/52d_deploy.worker.ipynb #028
 _RUN = "from ftlearn.deploy.worker import work; work()"
 
 @patch
@@ -250,7 +290,7 @@ async def _send(self:EngineProcess, command):
         self._child.stdin.write(orjson.dumps(command) + b"\n")
         await self._child.stdin.drain()
 
-# %% ../../nbs/52d_deploy.worker.ipynb #025
+# %% ../../nbs/52d_deploy.worker.ipynb #030
 @patch
 async def _watch(self:EngineProcess):
     "Pass events on, for as long as there is a child; then see to another."
@@ -276,7 +316,7 @@ async def _again(self:EngineProcess):
         try: return await self._spawn()
         except UserError as e: self.say(f"engine: {e}")
 
-# %% ../../nbs/52d_deploy.worker.ipynb #026
+# %% ../../nbs/52d_deploy.worker.ipynb #031
 @patch
 async def start(self:EngineProcess) -> "EngineProcess":
     "Start the child and wait until it is ready. Raises `UserError` where it cannot serve what is asked."
@@ -294,7 +334,7 @@ async def stop(self:EngineProcess):
     except TimeoutError: self._child.kill()
     await asyncio.gather(self._watcher, return_exceptions=True)
 
-# %% ../../nbs/52d_deploy.worker.ipynb #028
+# %% ../../nbs/52d_deploy.worker.ipynb #033
 @patch
 @contextlib.asynccontextmanager
 async def _line(self:EngineProcess, id):
@@ -310,7 +350,7 @@ def _raise(e):
         error.args = (e["refused"],)
         raise error
 
-# %% ../../nbs/52d_deploy.worker.ipynb #029
+# %% ../../nbs/52d_deploy.worker.ipynb #034
 @patch
 async def ask(self:EngineProcess,
     ask:Ask, # what is asked; its id must not be in use
@@ -328,7 +368,7 @@ async def ask(self:EngineProcess,
         finally:
             if not ended: await asyncio.shield(self._send(dict(op="cancel", id=ask.id)))
 
-# %% ../../nbs/52d_deploy.worker.ipynb #030
+# %% ../../nbs/52d_deploy.worker.ipynb #035
 @patch
 async def change(self:EngineProcess,
     op:str,          # "add" or "remove"

@@ -55,11 +55,14 @@ def _ask(question, answer, evidence, speaks): return {"question": question, "ans
 
 # %% ../../nbs/34a_evaluate.advise.ipynb #013
 def _rung_question(question, kind, l, target):
-    "Whether a rung of this kind is good enough: at the target where there is one, else as good as the best."
+    "Whether a rung of this kind is good enough: at the target where there is one, else as good as the best. Of the tuned model: whether it is better than the others."
     r = _top([r for r in l.rungs if r["kind"] == kind], l)
     if r is None: return None, _ask(question, "not measured", "no such rung in the ladder", "measuring it")
     low, high = r["scores"][l.metric][1:3]
     said = ("yes" if r["standing"] in ("best", "as good") else "open" if r["standing"] == "open" else "no") if target is None else "yes" if low >= target else "open" if high >= target else "no"
+    if kind == "tuned":   # the question is about the others, whatever the target
+        others = {o["standing"] for o in l.rungs if o["kind"] != "tuned"}
+        said = "no" if r["standing"] == "worse" or r["standing"] != "open" and others & {"best", "as good"} else "open" if "open" in (r["standing"], *others) else "yes"
     gap = "the best of all" if r["gap"] is None else f"{_points(r['gap']['difference'], l)} to {l.best} ({r['standing']})"
     says = {"rule": "a program", "prompt": "prompting", "tuned": "fine-tuning"}[kind]
     return r, _ask(question, said, f"{_of(r, l)}; {gap}" + (f"; target {_percent(target, l)}" if target is not None else ""),

@@ -418,7 +418,7 @@ def table(self:Ladder) -> list[dict]:
 def _repr_markdown_(self:Ladder):
     top, pick = self[self.best], self[self.cheapest]
     head = f"**Best: {self.best}, {self.metric} {_score(top['scores'][self.metric])}.** "
-    head += "Nothing cheaper is as good." if pick is top else f"**Cheapest that is as good: {pick['name']}, {_score(pick['scores'][self.metric])}.**"
+    head += "Nothing cheaper is surely as good." if pick is top else f"**Cheapest that is as good: {pick['name']}, {_score(pick['scores'][self.metric])}.**"
     if open_ := [r["name"] for r in self.rungs if r["standing"] == "open"]: head += f" These {self.n:,} rows leave open: {', '.join(open_)}."
     if failed := {r["name"]: r["failed"] for r in self.rungs if r["failed"]}: head += " Rows that failed count as wrong: " + ", ".join(f"{k} {v}" for k, v in failed.items()) + "."
     return f"{head} {self.n:,} test rows, margin {_number(self.margin, self.scale)}.\n\n" + md_table(self.table)
@@ -432,11 +432,13 @@ def plot(self:Ladder,
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     colours, by = dict(rule="#5b8c5a", prompt="#b5762a", tuned="#3b6ea5"), 100 if self.scale == 1 else 1
-    for r in self.rungs:
-        s, low, high, _ = (by*x for x in r["scores"][self.metric])
-        ax.errorbar(max(r["cost"], 1e-3), s, yerr=[[max(0, s - low)], [max(0, high - s)]], fmt="o", capsize=3, color=colours[r["kind"]])
-        ax.annotate(r["name"], (max(r["cost"], 1e-3), s), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    costs = [max(r["cost"], 1e-3) for r in self.rungs]
+    for r, x in zip(self.rungs, costs):
+        s, low, high, _ = (by*v for v in r["scores"][self.metric])
+        ax.errorbar(x, s, yerr=[[max(0, s - low)], [max(0, high - s)]], fmt="o", capsize=3, color=colours[r["kind"]])
+        right = x**3 > min(costs)*max(costs)**2   # in the last third, where a name would leave the picture
+        ax.annotate(r["name"], (x, s), xytext=(-6, 5) if right else (6, -11), ha="right" if right else "left", textcoords="offset points", fontsize=8)
     ax.set_xscale("log"); ax.margins(x=.25)
     ax.set_xlabel(f"cost of {self.requests:,} answers ({'machine seconds' if self.unit == 's' else 'US dollars'})")
-    ax.set_ylabel(self.metric + (" (%)" if self.scale == 1 else ""))
+    ax.set_ylabel(self.metric + (" (%)" if self.scale == 1 else f" (0 to {self.scale:g})"))
     return ax

@@ -37,7 +37,7 @@ def demand(
     return Demand(m[1], m[2], float(m[3])/(100 if m[4] else 1))
 
 # %% ../../nbs/34e_evaluate.gates.ipynb #009
-GUIDE_GATES = {"gain": (">=", 0.10, "at least 10 points better than the base"), "consistent": (">=", 0.90, "the same answer when asked again"), "cheaper": ("<", 1.0, "an answer costs less than the base's"),
+GUIDE_GATES = {"gain": (">=", 0.10, "at least 10 points better than the base"), "consistent": (">=", 0.90, "the same answer in at least 90 % when asked again"), "cheaper": ("<", 1.0, "an answer costs less than the base's"),
                "rating": (">=", 4.0, "people rate it 4 of 5 or more"), "format": (">=", 0.95, "at least 95 % of the answers in the expected form")}
 
 # %% ../../nbs/34e_evaluate.gates.ipynb #013

@@ -109,6 +109,6 @@ def loss_svg(
             ax.plot(x, y, color=_PALE, lw=1)
             ax.plot(x, smooth(y, 1 - 1/max(1, len(y)//20)), color=_BLUE, lw=2, label="training")
         if val: ax.plot(*zip(*val), "o-", color=_ORANGE, lw=1, ms=5, label="validation")
-        ax.set_xlabel("optimiser step"); ax.set_ylabel("loss (nats per trained token)"); ax.set_ylim(bottom=0)
+        ax.set_xlabel("optimizer step"); ax.set_ylabel("loss (nats per trained token)"); ax.set_ylim(bottom=0)
         ax.grid(alpha=0.25); ax.legend(frameon=False)
     return _drawn(draw, 5.6, 3.0)

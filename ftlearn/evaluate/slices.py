@@ -181,7 +181,7 @@ class Churn:
     @property
     def table(self):
         "A dict a pair of runs, as text."
-        return [{"runs": f"{r['a']} and {r['b']}", "right in one only": f"{_show(r['share'])} ({_between(r['low'], r['high'], 1)})", "in other words": _show(r["text"])} for r in self.pairs]
+        return [{"runs": f"{r['a']} and {r['b']}", "right in one only": f"{_show(r['share'])} ({_between(r['low'], r['high'], 1)})", "answers differ": _show(r["text"])} for r in self.pairs]
     def _repr_markdown_(self): return f"**{self.headline}** {len(self.scores)} runs, {self.n:,} rows, by {self.metric}.\n\n" + md_table(self.table)
 
 # %% ../../nbs/34d_evaluate.slices.ipynb #028

@@ -126,9 +126,11 @@ def quantize(
     if quant_type not in ('nf4', 'fp4'): raise unknown('4-bit type', quant_type, ['nf4', 'fp4'])
     if quantized(model): raise UserError('the model is quantized already', value=quantized(model), fix='load it again')
     model.requires_grad_(False)
-    for name, layer in _targets_4bit(model):
+    for name in [name for name, _ in _targets_4bit(model)]:      # names, not layers: each goes as soon as its 4 bits are there
+        layer = model.get_submodule(name)
         if backend == 'dequantized': _round_4bit(layer, quant_type, double_quant)
         else: model.set_submodule(name, _linear_4bit(layer, quant_type, double_quant))
+        del layer
     if backend == 'bnb': model.is_loaded_in_4bit = True         # PEFT asks this to choose its 4-bit layers
     guard(model)
     model.ftlearn_quantized = backend

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lora_product', 'dora_product', 'rms_norm', 'silu_mul', 'rotate', 'grouped_attention', 'common_beginning',
-           'one_beginning_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up', 'roomy_cache']
+           'one_beginning_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up', 'pack_weights', 'roomy_cache']
 
 # %% ../../nbs/21a_model.fast.ipynb #003
 from dataclasses import dataclass, field
@@ -300,6 +300,22 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
     return done
 
 # %% ../../nbs/21a_model.fast.ipynb #074
+def pack_weights(model, # a transformers model that is not trained, merged or moved any more
+                ) -> int: # how many layers
+    "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
+    ops, n = torch.ops.mkldnn, 0
+    if not (torch.backends.mkldnn.is_available() and ops._is_mkldnn_bf16_supported()): return 0
+    for layer in model.modules():
+        if type(layer) is not torch.nn.Linear or layer.weight.dtype is not torch.bfloat16 or layer.weight.device.type != "cpu": continue
+        layer.forward = _packed_forward(ops._reorder_linear_weight(layer.weight.detach(), 8), layer.bias)   # 8: rows that it is laid out for
+        n += 1
+    return n
+
+def _packed_forward(weight, bias):
+    def forward(x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return forward
+
+# %% ../../nbs/21a_model.fast.ipynb #079
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

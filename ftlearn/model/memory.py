@@ -377,7 +377,7 @@ def _why(shape, s, method):
 @patch
 def _repr_markdown_(self:Estimate):
     s = self.settings
-    head = f"**{self.model}, {self.method}: {_b(self.peak)} at the peak**, batch {s['batch']} of {s['length']} tokens on the {s['device']}; {_b(self.at_loss)} at the loss, {_b(self.at_end)} at the end of the backward pass"
+    head = f"**{self.model}, {self.method}: {_b(self.peak)} at the peak**, batch {s['batch']} of {s['length']} tokens on the {'GPU' if s['device'] == 'cuda' else 'CPU'}; {_b(self.at_loss)} at the loss, {_b(self.at_end)} at the end of the backward pass"
     return head + "\n\n" + md_table({"term": k, "bytes": f"{v:,}", "what": self.why[k]} for k, v in self.terms.items() if v)
 
 # %% ../../nbs/22_model.memory.ipynb #068
@@ -407,7 +407,8 @@ def fits(
         available = torch.cuda.mem_get_info()[0]
     free = int(free_memory() if available is None else available)
     verdict = "fits" if estimate.peak * (1 + _MARGIN) <= free else "tight" if estimate.peak <= free else "does not fit"
-    worst = max(("weights", "optimizer", "activations", "logits"), key=lambda k: estimate.terms[k])
+    size = lambda k: estimate.terms[k] + (estimate.terms["weights file"] if k == "weights" else 0)
+    worst = max(("weights", "optimizer", "activations", "logits"), key=size)
     cure = {"weights": "Take a smaller model." if estimate.method == "qlora" else "Take qlora, or a smaller model.", "optimizer": "Take lora or qlora in place of full.", "activations": "Take a smaller batch with more accumulation, shorter rows, or checkpointing.", "logits": "Take a smaller batch."}
     return Fit(estimate.peak, free, verdict, "" if verdict == "fits" else f"The largest term is {worst}. {cure[worst]}")
 

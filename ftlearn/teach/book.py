@@ -100,7 +100,7 @@ _09_2 = Exercise("09.2", "Write `rouge1(answer, reference)`, the F1 of single wo
     (("the cat sat", "the cat sat"), ("the the the", "the cat"), ("The dog and the cat", "the cat and the dog saw the bird"), ("yes", "no"), ("a", "a b c d")))
 
 # %% ../../nbs/70e_teach.book.ipynb #021
-_09_3 = Exercise("09.3", "The only answer is `good morning`, and so is the reference. What is the corpus BLEU (sacrebleu, no smoothing), from 0 to 100?", 0,
+_09_3 = Exercise("09.3", "The only answer is `good morning`, and so is the reference. What is the corpus BLEU (sacrebleu's, with its default settings), from 0 to 100?", 0,
     (Slip("a perfect match", "BLEU multiplies the shares of runs of one to *four* words. How many runs of four has this answer?", 100), Slip("0 to 1", "The scale goes to 100, and it is no perfect match for BLEU either.", 1),
      Slip("two of four", "The four shares are multiplied, not added.", 50)), "know where a score misleads", 3)
 

@@ -125,7 +125,7 @@ def compared(
     other = {"for": "against", "against": "for"}[larger]
     says = larger if low > 0 else other if high < 0 else "undecided"
     x, y = (statistics.fmean(v) for v in zip(*pairs))
-    return Case(name, says, f"{x:.3f} against {y:.3f}: difference {_number(y - x)} ({_number(low)} to {_number(high)}), {len(pairs)} seeds")
+    return Case(name, says, f"{y:.3f} against {x:.3f}: difference {_number(y - x)} ({_number(low)} to {_number(high)}), {len(pairs)} seeds")
 
 # %% ../../nbs/74_teach.claims.ipynb #018
 def against_limit(
@@ -140,7 +140,7 @@ def against_limit(
     low, high = student(x, level=1 - .05/k)
     return Case(name, above if low > limit else {"for": "against", "against": "for"}[above] if high < limit else "undecided", f"{statistics.fmean(x):.3f} ({low:.3f} to {high:.3f}), limit {limit:g}, {len(x)} seeds")
 
-# %% ../../nbs/74_teach.claims.ipynb #021
+# %% ../../nbs/74_teach.claims.ipynb #022
 _sizes = {"toy": (12, 24, 48, 100, 200, 400), "words: reviews": (24, 48, 100, 200, 1000), "135M": (48, 96)}
 
 def _judge_amounts(f):
@@ -152,28 +152,37 @@ def _judge_amounts(f):
         return Case(f"{learner}, 48 rows", "against" if low > limit else "for" if high < limit else "undecided", f"{100*statistics.fmean(x):+.0f} points over no rows at all ({100*low:+.0f} to {100*high:+.0f}), limit +10, {len(x)} seeds")
     return [case(l) for l in _sizes]
 
-AMOUNTS = Claim("amounts", "Fewer than 50 examples are insufficient.", 6, trials.amount, {f"{l}, {n} rows": dict(learner=l, n=n) for l, ns in _sizes.items() for n in ns}, _judge_amounts, x="n")
+# %% ../../nbs/74_teach.claims.ipynb #023
+AMOUNTS = Claim("amounts", "Fewer than 50 examples are insufficient.", 6, trials.amount,
+    {f"{l}, {n} rows": dict(learner=l, n=n) for l, ns in _sizes.items() for n in ns},
+    _judge_amounts, x="n")
 
-# %% ../../nbs/74_teach.claims.ipynb #022
+# %% ../../nbs/74_teach.claims.ipynb #025
 _shares, _learners = (.1, .3, .5, .8), {"toy": (40, 400), "words: reviews": (200, 2000), "words: definitions": (200, 2000)}
 def _bad(l, n, s): return f"{l}, {n:,} rows, {s:.0%} bad"
 
 def _judge_good(f): return [compared(f, f"{l}: {few} good rows against {many:,} of which {s:.0%} are bad", _bad(l, many, s), _bad(l, few, 0), "for", k=12) for l, (few, many) in _learners.items() for s in _shares]
 
+# %% ../../nbs/74_teach.claims.ipynb #026
 GOOD = Claim("200-good", "200 good examples beat 2,000 bad ones.", 8, trials.quality_or_quantity,
-    {_bad(l, n, s): dict(learner=l, n=n, share=s) for l, (few, many) in _learners.items() for n, s in ((few, 0), *((many, s) for s in _shares))}, _judge_good, x="share")
+    {_bad(l, n, s): dict(learner=l, n=n, share=s) for l, (few, many) in _learners.items() for n, s in ((few, 0), *((many, s) for s in _shares))},
+    _judge_good, x="share")
 
-# %% ../../nbs/74_teach.claims.ipynb #023
+# %% ../../nbs/74_teach.claims.ipynb #028
 _rates = {"toy": (1e-5, 5e-5, 2e-4, 1e-3, 5e-3), "135M": (5e-5, 2e-4, 1e-3)}
 _runs = [("toy", m, 60) for m in ("lora", "full")] + [("toy", m, 300) for m in ("lora", "full")] + [("135M", m, 12) for m in ("lora", "full")]
 def _at(l, m, steps, r): return f"{l}, {m}, {steps} steps, {r:g}"
 
 def _judge_rates(f): return [compared(f, f"{l}, {m}, {steps} steps: 5e-5 against 2e-4", _at(l, m, steps, 2e-4), _at(l, m, steps, 5e-5), "against", k=len(_runs)) for l, m, steps in _runs]
 
-RATE = Claim("1e-5-to-5e-5", "Begin with a learning rate of 1e-5 to 5e-5, not with 2e-4: the lower one ends with the lower loss.", 13, trials.at_rate,
-    {_at(l, m, steps, r): dict(learner=l, method=m, rate=r, steps=steps) for l, m, steps in _runs for r in (_rates[l] if steps < 300 else (5e-5, 2e-4)) if not (m == "full" and r > 1e-3)}, _judge_rates, key="loss", axis="loss (nats a token)", x="rate")
+# %% ../../nbs/74_teach.claims.ipynb #029
+def _tried(l, m, steps): return [r for r in (_rates[l] if steps < 300 else (5e-5, 2e-4)) if not (m == "full" and r > 1e-3)]
 
-# %% ../../nbs/74_teach.claims.ipynb #024
+RATE = Claim("1e-5-to-5e-5", "Begin with a learning rate of 1e-5 to 5e-5, not with 2e-4: the lower one ends with the lower loss.", 13, trials.at_rate,
+    {_at(l, m, steps, r): dict(learner=l, method=m, rate=r, steps=steps) for l, m, steps in _runs for r in _tried(l, m, steps)},
+    _judge_rates, key="loss", axis="loss (nats a token)", x="rate")
+
+# %% ../../nbs/74_teach.claims.ipynb #031
 _batches, _batch_rates = (4, 16, 64), (2e-3, 1e-2, 5e-2)
 def _batch(size, r, budget): return f"batch {size}, same {budget}, {r:g}"
 
@@ -182,20 +191,24 @@ def _judge_batch(f):
     def best(size, budget):
         done = [s for r in _batch_rates if len(f.column(s := _batch(size, r, budget))) >= _LEAST]
         return min(done, key=lambda s: statistics.fmean(f.column(s).values()), default=_batch(size, 1e-2, budget))
-    return [compared(f, f"{size} against 4 after the same {budget}, each at its best of three rates", best(size, budget), best(4, budget), "for", k=4) for budget in ("rows", "steps") for size in _batches[1:]]
+    return [compared(f, f"{size} against 4 after the same {budget}, each at its best of three rates", best(4, budget), best(size, budget), "against", k=4) for budget in ("rows", "steps") for size in _batches[1:]]
 
+# %% ../../nbs/74_teach.claims.ipynb #032
 BATCH = Claim("batch", "Take a batch of 16 to 64, not of 4: it ends with the lower loss.", 13, trials.with_batch,
-    {_batch(b, r, budget): dict(size=b, rate=r, budget=budget) for budget in ("rows", "steps") for b in _batches for r in _batch_rates}, _judge_batch, key="loss", axis="loss (nats a token)", x="rate")
+    {_batch(b, r, budget): dict(size=b, rate=r, budget=budget) for budget in ("rows", "steps") for b in _batches for r in _batch_rates},
+    _judge_batch, key="loss", axis="loss (nats a token)", x="rate")
 
-# %% ../../nbs/74_teach.claims.ipynb #026
+# %% ../../nbs/74_teach.claims.ipynb #034
 def _pass(kind, of, n): return f"{kind}, {n} passes" if of == 64 else f"{kind}, {of} rows, {n} passes"
 
 def _judge_passes(f): return [compared(f, f"{kind}, {of} rows: 10 passes against 3", _pass(kind, of, 3), _pass(kind, of, 10), "for", k=6) for of in (64, 400) for kind in trials.KINDS]
 
+# %% ../../nbs/74_teach.claims.ipynb #035
 PASSES = Claim("3-or-10", "Ten epochs are over-training where three do: the loss on new rows is higher after them.", 27, trials.passes,
-    {_pass(kind, of, n): dict(kind=kind, of=of, n=n) for of in (64, 400) for kind in trials.KINDS for n in (1, 3, 10)}, _judge_passes, key="loss", axis="loss (nats a token)", x="n")
+    {_pass(kind, of, n): dict(kind=kind, of=of, n=n) for of in (64, 400) for kind in trials.KINDS for n in (1, 3, 10)},
+    _judge_passes, key="loss", axis="loss (nats a token)", x="n")
 
-# %% ../../nbs/74_teach.claims.ipynb #027
+# %% ../../nbs/74_teach.claims.ipynb #037
 def _judge_thirty(f):
     "It should fire where the validation loss turned, and only there: four times in five at least, on each side."
     rows = [r["found"] for c in f.claim.cells if (r := f.row(*c))]
@@ -206,23 +219,31 @@ def _judge_thirty(f):
         return Case(name, "for" if low > .8 else "against" if high < .8 else "undecided", f"right about {sum(some)} of {len(some)} ({low:.0%} to {high:.0%}), limit 80 %")
     return [case("runs whose validation loss turned: it fires", 1), case("runs whose validation loss did not: it keeps silent", 0)]
 
-THIRTY = Claim("30-per-cent", "A validation loss 30 % above the training loss is overfitting.", 18, trials.thirty, {k: dict(kind=k) for k in (*FAULTS, "healthy", *trials.KINDS)}, _judge_thirty, key="fires", axis="share of runs in which the rule fires")
+# %% ../../nbs/74_teach.claims.ipynb #038
+THIRTY = Claim("30-per-cent", "A validation loss 30 % above the training loss is overfitting.", 18, trials.thirty,
+    {k: dict(kind=k) for k in (*FAULTS, "healthy", *trials.KINDS)}, _judge_thirty,
+    key="fires", axis="share of runs in which the rule fires")
 
-# %% ../../nbs/74_teach.claims.ipynb #028
+# %% ../../nbs/74_teach.claims.ipynb #040
 _sets = ("addresses", "reviews", "reviews as JSON")
 
 def _judge_difflib(f): return [against_limit(f, f"{d}: wrong answers that pass", d, "wrong passes", .05, k=6) for d in _sets] + [against_limit(f, f"{d}: right answers that fail", d, "right fails", .05, k=6) for d in _sets]
 
-DIFFLIB = Claim("difflib", "Similarity by difflib tells right answers from wrong ones: 0.8 or more is right.", 19, trials.by_difflib, {d: dict(data=d) for d in _sets}, _judge_difflib, key="wrong passes", axis="share of wrong answers that reach 0.8")
+# %% ../../nbs/74_teach.claims.ipynb #041
+DIFFLIB = Claim("difflib", "Similarity by difflib tells right answers from wrong ones: 0.8 or more is right.", 19, trials.by_difflib,
+    {d: dict(data=d) for d in _sets}, _judge_difflib,
+    key="wrong passes", axis="share of wrong answers that reach 0.8")
 
-# %% ../../nbs/74_teach.claims.ipynb #029
+# %% ../../nbs/74_teach.claims.ipynb #043
 _testers = {f"{pair}: {n} test rows": dict(pair=pair, n=n) for pair in trials.PAIRS for n in (20, 50, 100, 200, 500)}
 
 def _judge_ten(f): return [against_limit(f, f"{pair}: testers who see it where nothing differs", f"{pair}: 20 test rows", "seen in nothing", .05, "against", k=len(trials.PAIRS)) for pair in trials.PAIRS]
 
-TEN = Claim("plus-10", "Ten points more than the base on 20 test questions show that it is better.", 30, trials.plus_ten, _testers, _judge_ten, key="seen in nothing", axis='share of testers who see "+10" in nothing', x="n")
+# %% ../../nbs/74_teach.claims.ipynb #044
+TEN = Claim("plus-10", "Ten points more than the base on 20 test questions show that it is better.", 30, trials.plus_ten, _testers, _judge_ten,
+    key="seen in nothing", axis='share of testers who see "+10" in nothing', x="n")
 
-# %% ../../nbs/74_teach.claims.ipynb #030
+# %% ../../nbs/74_teach.claims.ipynb #046
 def _judge_under(f):
     "Where one model is in truth better by ten points or more, at most one tester in five may see less. Pairs that differ by less are none of its business."
     def case(pair):
@@ -231,9 +252,11 @@ def _judge_under(f):
         return against_limit(f, f"{pair}: testers who see +10", s, "seen", .80, "for", k=len(trials.PAIRS))
     return [c for pair in trials.PAIRS if (c := case(pair))]
 
-UNDER = Claim("under-10", "Less than ten points more on 20 test questions: get more data, or try another approach.", 21, trials.plus_ten, {s: kw for s, kw in _testers.items()}, _judge_under, key="seen", axis='share of testers who see "+10"', x="n")
+# %% ../../nbs/74_teach.claims.ipynb #047
+UNDER = Claim("under-10", "Less than ten points more on 20 test questions: get more data, or try another approach.", 21, trials.plus_ten,
+    _testers, _judge_under, key="seen", axis='share of testers who see "+10"', x="n")
 
-# %% ../../nbs/74_teach.claims.ipynb #031
+# %% ../../nbs/74_teach.claims.ipynb #049
 _lower = {"full": (3e-4, 1e-3, 3e-3), "lora": (5e-4, 1.5e-3, 5e-3)}
 
 def _judge_forgetting(f):
@@ -241,12 +264,15 @@ def _judge_forgetting(f):
     return [compared(f, f"{m}, {high:g} against {low:g}: {what}", f"{m}, {low:g}", f"{m}, {high:g}", "for", key, k=4)
             for m, (low, _, high) in _lower.items() for what, key in (("after 24 steps", "after 24 steps"), ("when the new job is learnt", "when learnt"))]
 
-FORGET = Claim("forgetting", "A lower learning rate protects against forgetting.", 28, trials.forgotten, {f"{m}, {r:g}": dict(method=m, rate=r) for m, rs in _lower.items() for r in rs}, _judge_forgetting, key="when learnt", axis="loss on the old job (nats a token)", x="rate")
+# %% ../../nbs/74_teach.claims.ipynb #050
+FORGET = Claim("forgetting", "A lower learning rate protects against forgetting.", 28, trials.forgotten,
+    {f"{m}, {r:g}": dict(method=m, rate=r) for m, rs in _lower.items() for r in rs}, _judge_forgetting,
+    key="when learnt", axis="loss on the old job (nats a token)", x="rate")
 
-# %% ../../nbs/74_teach.claims.ipynb #032
+# %% ../../nbs/74_teach.claims.ipynb #051
 CLAIMS = {c.name: c for c in (AMOUNTS, GOOD, RATE, BATCH, PASSES, THIRTY, DIFFLIB, TEN, UNDER, FORGET)}
 
-# %% ../../nbs/74_teach.claims.ipynb #038
+# %% ../../nbs/74_teach.claims.ipynb #057
 def to_do(
     claims=CLAIMS.values(), # which
     results:dict={},        # as `read_results` gives them
@@ -255,7 +281,7 @@ def to_do(
     out = [(c, s, seed) for c in claims for s, seed in Found(c, results).missing]
     return sorted(out, key=lambda x: (x[0].dear(x[1]), x[2]))
 
-# %% ../../nbs/74_teach.claims.ipynb #041
+# %% ../../nbs/74_teach.claims.ipynb #060
 def run_trial(
     claim:Claim, setting:str, seed:int, # which
     small:bool=False, # everything small, for tests
@@ -268,7 +294,7 @@ def run_trial(
     finally: torch.set_num_threads(threads)
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
 
-# %% ../../nbs/74_teach.claims.ipynb #042
+# %% ../../nbs/74_teach.claims.ipynb #061
 def _machine():
     try: name = next(l.partition(":")[2].strip() for l in open("/proc/cpuinfo", encoding="utf-8") if l.startswith("model name"))
     except (OSError, StopIteration): name = platform.processor() or platform.machine()
@@ -281,7 +307,7 @@ def _measured(claim, setting, seed, small):
     found = run_trial(claim, setting, seed, small)
     return dict(claim=claim.name, edition=claim.edition, setting=setting, seed=seed, found=found, seconds=round(time.time() - start, 2), torch=torch.__version__, machine=_machine(), date=time.strftime("%Y-%m-%d"))
 
-# %% ../../nbs/74_teach.claims.ipynb #045
+# %% ../../nbs/74_teach.claims.ipynb #064
 def _serve():
     out, sys.stdout = sys.stdout, sys.stderr
     for job in sys.stdin:
@@ -301,7 +327,7 @@ class _Worker:
         if failed: self.process.kill()
         self.process.communicate()
 
-# %% ../../nbs/74_teach.claims.ipynb #046
+# %% ../../nbs/74_teach.claims.ipynb #065
 def run_claims(
     claims=CLAIMS.values(), # which
     path=None,              # the file of results; None: the one that ships
@@ -331,7 +357,7 @@ def run_claims(
                 finally: queue.clear()
     return n
 
-# %% ../../nbs/74_teach.claims.ipynb #049
+# %% ../../nbs/74_teach.claims.ipynb #068
 class Lab(dict):
     "What is known of every claim: name -> `Found`. Shows itself as a table."
     @classmethod
@@ -349,7 +375,7 @@ class Lab(dict):
         left = sum(len(f.missing) for f in self.values())
         return md_table(rows) + (f"\n\n{left} trials are not run yet; `make claims` goes on with them." if left else "")
 
-# %% ../../nbs/74_teach.claims.ipynb #050
+# %% ../../nbs/74_teach.claims.ipynb #069
 @patch
 def _repr_markdown_(self:Found):
     cases = self.cases
@@ -375,7 +401,7 @@ def plot(self:Found,
     plt.close(fig)
     return fig
 
-# %% ../../nbs/74_teach.claims.ipynb #052
+# %% ../../nbs/74_teach.claims.ipynb #071
 _words = dict(n="{:,} rows", of="{} rows", size="{} rows a step", steps="{} steps", budget="same {}")
 
 def _curves(found, key):
@@ -388,7 +414,7 @@ def _curves(found, key):
 
 def _half(values): return student(values).high - statistics.fmean(values) if len(values) >= _LEAST else 0
 
-# %% ../../nbs/74_teach.claims.ipynb #053
+# %% ../../nbs/74_teach.claims.ipynb #072
 def _apart(xs):
     "The values that have room for a label on a logarithmic axis."
     kept = []
@@ -414,13 +440,17 @@ def curve(self:Found,
     if every and min(every) > 0 and max(every)/min(every) > 5:
         ax.set_xscale("log")
         ax.set_xticks(ticks := _apart(every), [f"{x:,g}" for x in ticks]); ax.set_xticks([], minor=True)
-    if log: ax.set_yscale("log")
+    if log:
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        ax.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if high < 10*low else "")
     ax.set_xlabel(xlabel or self.claim.x, fontsize=8); ax.set_ylabel(self.claim.axis if key is None else key, fontsize=8); ax.tick_params(which="both", labelsize=7); ax.grid(alpha=.25)
     if lines: ax.legend(fontsize=7)
     plt.close(fig)
     return fig
 
-# %% ../../nbs/74_teach.claims.ipynb #059
+# %% ../../nbs/74_teach.claims.ipynb #078
 def main(
     argv=None, # arguments; None: those of the command line
 ):
@@ -441,5 +471,5 @@ def main(
     run_claims([CLAIMS[n] for n in names] if names else CLAIMS.values(), a.out, a.minutes, a.small, a.jobs, lambda text: print(text, flush=True))
     print(Lab.read(a.out)._repr_markdown_())
 
-# %% ../../nbs/74_teach.claims.ipynb #062
+# %% ../../nbs/74_teach.claims.ipynb #081
 if __name__ == "__main__" and "__file__" in globals(): main()   # as a program, not in a notebook

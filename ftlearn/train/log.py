@@ -203,7 +203,7 @@ def plot_log(log,                   # a Log, a list of rows, or the path of a lo
     fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.2), sharex=True, height_ratios=[3, 1], layout="constrained")
     _draw(axes, log, log_scale)
     axes[0].set_ylabel("loss (nats per trained token)"); axes[0].legend(frameon=False, fontsize=8)
-    axes[1].set_ylabel("learning rate"); axes[1].set_xlabel("optimiser step")
+    axes[1].set_ylabel("learning rate"); axes[1].set_xlabel("optimizer step")
     for a in axes:
         a.grid(alpha=0.25)
         for which in ("major", "minor"): getattr(a.yaxis, f"set_{which}_formatter")(lambda v, _: f"{v:g}")

@@ -59,7 +59,7 @@ class Run:
         facts = [{"": k, "value": v} for k, v in {"method": m["method"], "model": m["model"]["name"], "training rows": m["data"]["rows"]["train"],
             "steps": log.train[-1]["step"], **({"weights of step": m["best"]["step"]} if m.get("best") else {}), "trained parameters": f"{m['trainable']:,} of {m['parameters']:,}", "device": m["device"]["reason"],
             "seconds of training": m["seconds"]}.items()]
-        return f"**Run {self.path.name}: training loss {loss:.3f}, validation loss {val}**\n\n" + md_table(facts)
+        return f"**Run {self.path.name}: training loss {loss:.3f} at the last step, validation loss {val}**\n\n" + md_table(facts)
 
 # %% ../../nbs/41d_train.run.ipynb #009
 def open_data(config:Config, # `data`, `split` and `seed` are used

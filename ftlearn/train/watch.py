@@ -24,7 +24,7 @@ def _place(stream):
 class LiveLine:
     "A progress line for a training run. Feed it the rows of the log with `.update`, end it with `.close`, or use it in a `with` block."
     def __init__(self,
-                 total:int,          # optimiser steps of the whole run
+                 total:int,          # optimizer steps of the whole run
                  every:float=10.0,   # seconds between two lines where they cannot be rewritten (files, pipes)
                  place:str="auto",   # auto, terminal, lines or notebook; auto looks at the output
                  stream=None,        # a text stream; None is standard error, or the notebook's own output
