@@ -7,7 +7,7 @@ __all__ = ['Rung', 'majority', 'copied', 'nearest_row', 'word_count', 'by_functi
            'few_shot', 'from_predictions', 'Ladder', 'ladder']
 
 # %% ../../nbs/34_evaluate.baselines.ipynb #002
-import json, random, tempfile, time
+import json, math, random, tempfile, time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -432,13 +432,15 @@ def plot(self:Ladder,
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     colours, by = dict(rule="#5b8c5a", prompt="#b5762a", tuned="#3b6ea5"), 100 if self.scale == 1 else 1
-    costs = [max(r["cost"], 1e-3) for r in self.rungs]
-    for r, x in zip(self.rungs, costs):
-        s, low, high, _ = (by*v for v in r["scores"][self.metric])
+    rungs = sorted([(max(r["cost"], 1e-3), *(by*v for v in r["scores"][self.metric][:3]), r) for r in self.rungs], key=lambda x: x[:2])
+    span, named = math.log(rungs[-1][0]/rungs[0][0]) or 1, []
+    for x, s, low, high, r in rungs:
         ax.errorbar(x, s, yerr=[[max(0, s - low)], [max(0, high - s)]], fmt="o", capsize=3, color=colours[r["kind"]])
-        right = x**3 > min(costs)*max(costs)**2   # in the last third, where a name would leave the picture
-        ax.annotate(r["name"], (x, s), xytext=(-6, 5) if right else (6, -11), ha="right" if right else "left", textcoords="offset points", fontsize=8)
-    ax.set_xscale("log"); ax.margins(x=.25)
+        right = math.log(x/rungs[0][0]) > .6*span   # a name to the right would leave the picture
+        named.append((math.log(x), s))
+        height = sum(abs(a - math.log(x)) < .25*span and abs(b - s) < 6 for a, b in named[:-1])   # names above each other where points are near
+        ax.annotate(r["name"], (x, s), xytext=(-6 if right else 6, 5 + 10*height), ha="right" if right else "left", textcoords="offset points", fontsize=8)
+    ax.set_xscale("log"); ax.margins(x=.25, y=.15)
     ax.set_xlabel(f"cost of {self.requests:,} answers ({'machine seconds' if self.unit == 's' else 'US dollars'})")
     ax.set_ylabel(self.metric + (" (%)" if self.scale == 1 else f" (0 to {self.scale:g})"))
     return ax
