@@ -133,6 +133,7 @@ def llama_server(
     p = xllamacpp.CommonParams()
     p.model.path, p.model_alias, p.n_ctx, p.n_parallel, p.port, p.verbosity, p.api_keys, p.warmup = str(path), {Path(path).stem}, context*slots, slots, 0, -1, [key] if key else [], False
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+    p.cache_ram_mib, p.cache_idle_slots = 0, False   # no copies of old prompts beside the slots: they cost time at each question, and up to 8 GB
     p.lora_adapters, p.lora_init_without_apply = [xllamacpp.CommonAdapterLoraInfo(str(a), float(apply)) for a in adapters], not apply
     try: server = xllamacpp.Server(p)
     except RuntimeError as e: raise UserError(f"llama.cpp cannot load this file ({e})", path=path, fix="check that the file is whole, and that each adapter was made for it", exit_code=1) from None
