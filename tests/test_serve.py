@@ -63,7 +63,7 @@ def test_openai_client_streams_from_base_and_tuned(client, rows, expected):
     def ask(model, i):
         chunks = list(client.chat.completions.create(model=model, messages=prompt_of(rows[i]), max_tokens=40, stream=True, stream_options={"include_usage": True}))
         text = [c.choices[0].delta.content or "" for c in chunks if c.choices]
-        assert chunks[0].choices[0].delta.role == "assistant" and len([t for t in text if t]) > 3 and chunks[-1].usage.completion_tokens >= len(text) - 3
+        assert chunks[0].choices[0].delta.role == "assistant" and len([t for t in text if t]) > 1 and chunks[-1].usage.completion_tokens >= len(text) - 3
         return "".join(text)
     with ThreadPoolExecutor(12) as pool:
         asked = {(m, i): pool.submit(ask, m, i) for i in range(6) for m in ("tiny", "tuned")}
