@@ -2297,6 +2297,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ftlearn.model.fast.common_beginning': ('model.fast.html#common_beginning', 'ftlearn/model/fast.py'),
                                     'ftlearn.model.fast.dora_product': ('model.fast.html#dora_product', 'ftlearn/model/fast.py'),
                                     'ftlearn.model.fast.grouped_attention': ('model.fast.html#grouped_attention', 'ftlearn/model/fast.py'),
+                                    'ftlearn.model.fast.keep_fewer_products': ( 'model.fast.html#keep_fewer_products',
+                                                                                'ftlearn/model/fast.py'),
                                     'ftlearn.model.fast.lora_product': ('model.fast.html#lora_product', 'ftlearn/model/fast.py'),
                                     'ftlearn.model.fast.one_beginning_attention': ( 'model.fast.html#one_beginning_attention',
                                                                                     'ftlearn/model/fast.py'),

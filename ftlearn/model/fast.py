@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['lora_product', 'dora_product', 'rms_norm', 'silu_mul', 'rotate', 'grouped_attention', 'common_beginning',
-           'one_beginning_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up', 'pack_weights', 'roomy_cache']
+           'one_beginning_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up', 'pack_weights',
+           'keep_fewer_products', 'roomy_cache']
 
 # %% ../../nbs/21a_model.fast.ipynb #003
+import os
 from dataclasses import dataclass, field
 from types import MethodType
 
@@ -316,6 +318,12 @@ def _packed_forward(weight, bias):
     return forward
 
 # %% ../../nbs/21a_model.fast.ipynb #079
+def keep_fewer_products(n:int=256, # how many
+                       ):
+    "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
+
+# %% ../../nbs/21a_model.fast.ipynb #083
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

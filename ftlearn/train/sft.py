@@ -19,7 +19,7 @@ from ftlearn.data.recombine import recombine
 from ftlearn.data.encode import encode_rows
 from ftlearn.data.mix import row_weights
 from ftlearn.model.adapt import adapt
-from ftlearn.model.fast import speed_up
+from ftlearn.model.fast import keep_fewer_products, speed_up
 from ftlearn.model.load import Loaded, load_model
 from ftlearn.train.checkpoint import Stop, explain_full_disk, newest, save_checkpoint
 from ftlearn.train.processes import SameOrder, first_then_all, from_first, is_first, join_processes, one_writer, processes, total, wait, with_padding
@@ -337,7 +337,9 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
     """Fine-tune and return the run. The folder `config.out` then holds everything needed to score, deploy or repeat it.
     Raises `UserError`: bad data or settings, another run in the folder, too little disk, a loss that is not a number."""
     config = with_own_rate(config, say)
-    join_processes(cpu=pick_device(config.device, config.dtype).name == "cpu")
+    on_cpu = pick_device(config.device, config.dtype).name == "cpu"
+    if on_cpu: keep_fewer_products()
+    join_processes(cpu=on_cpu)
     if not is_first(): say, progress = str, False
     run = Run(config.out)
     if (run.path / "manifest.json").exists() and "identity" not in run.manifest: raise UserError(f"{run.path} holds something other than a run", fix="choose another --out")
