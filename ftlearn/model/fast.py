@@ -323,7 +323,7 @@ def keep_fewer_products(n:int=256, # how many
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #083
+# %% ../../nbs/21a_model.fast.ipynb #084
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache
