@@ -118,10 +118,10 @@ def best(self:MethodResults): # (name, names)
 def _repr_markdown_(self:MethodResults):
     f = self.found
     best, same = self.best()
-    rest = f"; {', '.join(same)} cannot be told from it with these rows" if same else ", beyond chance"
+    rest = f"; {', '.join(same)} cannot be told from it with these rows" if same else ", by more than other rows would change"
     head = f"**{best} has the lowest loss{rest}**" if len(self.runs) > 1 else f"**{best} alone, so far: nothing to compare it with**"
     base = f"; the base alone: loss {sum(f['base']['row_loss'])/len(f['base']['row_loss']):.3f}, exact match {sum(f['base']['correct'])} of {len(f['base']['correct'])}" if f.get("base") else ""
-    about = f"{f['model']} on {f['data']}, {f['steps']} steps of {f['batch']} rows, {f['held_out']} rows held out, {f['threads']} threads{base}. In brackets: 95 % intervals, for the loss row by row."
+    about = f"{f['model']} on {f['data']}, {f['steps']} steps of {f['batch']} rows, {f['held_out']} rows held out, {f['threads']} threads{base}. One training of each, so what another seed would change is not known. In brackets: 95 % intervals, for the loss row by row."
     return f"{head}\n\n{about}\n\n" + md_table(self.rows())
 
 # %% ../../nbs/21b_model.methods.ipynb #037
