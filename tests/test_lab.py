@@ -138,7 +138,10 @@ def run_all(page, lab, notebook):
     ran = lambda: "[*]:" not in marks() and any(c.isdigit() for c in "".join(marks())) and idle()
     until(ran, WHOLE)
     menu(page, "File", "Save Notebook")
-    until(lambda: any(c["execution_count"] for c in lab.cells(notebook)))
+    def saved():
+        try: return any(c["execution_count"] for c in lab.cells(notebook))
+        except json.JSONDecodeError: return False   # it is just being written
+    until(saved)
     return book, lab.cells(notebook)
 
 
