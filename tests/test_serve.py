@@ -70,6 +70,13 @@ def test_openai_client_streams_from_base_and_tuned(client, rows, expected):
         assert {k: f.result() for k, f in asked.items()} == {(m, i): expected[m][i] for m, i in asked}
 
 
+def test_a_long_answer_comes_in_many_pieces(client, rows):
+    "The untrained toy goes on to the end of what it may write; the text arrives on the way, not at the end."
+    stream = client.chat.completions.create(model="tiny", messages=prompt_of(rows[0]), max_tokens=400, stream=True)
+    pieces = [c for c in stream if c.choices and c.choices[0].delta.content]
+    assert len(pieces) > 8
+
+
 def test_whole_answers_are_the_same(client, rows, expected):
     got = client.chat.completions.create(model="tuned", messages=prompt_of(rows[0]), max_tokens=40)
     assert got.choices[0].message.content == expected["tuned"][0] and got.choices[0].finish_reason == "stop" and got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens

@@ -88,8 +88,8 @@ def _prompt_ids(self:LlamaEngine, ask, connection):
 @patch
 def _request(self:LlamaEngine, ask, ids, limit):
     "The body of llama.cpp's `/completion`."
-    choose = dict(samplers=["temperature", "top_p"], temperature=ask.temperature, top_p=ask.top_p) if ask.temperature else dict(samplers=["top_k"], top_k=1)
-    body = dict(prompt=ids, n_predict=limit, **choose, stop=ask.stop, stream=True, return_tokens=True, cache_prompt=not self.adapters,
+    body = dict(prompt=ids, n_predict=limit, samplers=["top_k", "temperature", "top_p"], top_k=int(not ask.temperature), temperature=ask.temperature, top_p=ask.top_p,   # top_k of 0 keeps all
+                stop=ask.stop, stream=True, return_tokens=True, cache_prompt=not self.adapters,
                 lora=[dict(id=i, scale=1.0) for i, n in enumerate(self.adapters) if n == ask.model])
     return body if ask.seed is None else {**body, "seed": ask.seed % 2**32}
 

@@ -109,12 +109,29 @@ class _Validating:
         self._save_checkpoint(None, None)
         check_finite("validation loss", loss, self.state.global_step, [i for batch in bad for i in ids_of(batch, self.ft_eval_rows)])
 
-# %% ../../nbs/42_train.sft.ipynb #011
+# %% ../../nbs/42_train.sft.ipynb #012
+class _Measuring:
+    "The gradient and the operations of the trainer below."
+    def _get_grad_norm(self, model, grad_norm=None):
+        "The length of the whole gradient before it is clipped. One that is not finite stops the run."
+        norm, moving = super()._get_grad_norm(model, grad_norm=grad_norm), [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.ft_with_gradient = sum(p.grad is not None for p in moving) / len(moving)
+        if not self.args.fp16: self.ft_finite("gradient", float(norm))  # float16 is trained with a scaled loss; the scaler skips a step that overflows and lowers the scale
+        self.ft_batches.clear()
+        return norm
+
+    def floating_point_ops(self, inputs):
+        "transformers' estimate. It goes by the number of tokens; what a token costs is counted once, not at each step."
+        if self.ft_operations is None: self.ft_operations = super().floating_point_ops(inputs) / inputs["input_ids"].numel()
+        return self.ft_operations * inputs["input_ids"].numel()
+
+
+# %% ../../nbs/42_train.sft.ipynb #013
 def _trainer_class(base=None):
     "The trainer's class; `base`: a subclass of SFTTrainer to build on, as `44_train.distill` does."
     from trl import SFTTrainer
 
-    class AnswerTrainer(_Validating, _Keeping, base or SFTTrainer):
+    class AnswerTrainer(_Validating, _Keeping, _Measuring, base or SFTTrainer):
         "SFTTrainer that scores labelled positions only, stops at the first non-finite number and saves atomically."
         def _set_signature_columns_if_needed(self):
             super()._set_signature_columns_if_needed()
@@ -147,22 +164,14 @@ def _trainer_class(base=None):
 
     return AnswerTrainer
 
-# %% ../../nbs/42_train.sft.ipynb #013
+# %% ../../nbs/42_train.sft.ipynb #015
 def _log_callback(writer, line, before):
     "`before`: the seconds that earlier parts of an interrupted run took."
     from transformers import TrainerCallback
 
     class LogCallback(TrainerCallback):
-        tokens, with_gradient = 0, None
+        tokens = 0
         def on_train_begin(self, args, state, control, **kw): self.begin = self.last = time.time()
-
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
-            if args.fp16: return self.trainer.ft_batches.clear()  # float16 is trained with a scaled loss; the scaler skips a step that overflows and lowers the scale
-            moving = [p for p in model.parameters() if p.requires_grad]
-            norms = [p.grad.norm() for p in moving if p.grad is not None]
-            self.with_gradient = len(norms) / len(moving)
-            self.trainer.ft_finite("gradient", torch.stack(norms).norm().item() if norms else 0.0)
-            self.trainer.ft_batches.clear()
 
         def on_log(self, args, state, control, logs=None, **kw):
             if writer is None: return  # the first of several processes writes
@@ -174,7 +183,7 @@ def _log_callback(writer, line, before):
                 tokens = self.trainer._total_train_tokens
                 row |= {"tokens": tokens, "tokens_per_second": round((tokens - self.tokens) / (now - self.last), 1)}
                 self.tokens = tokens
-                row |= dict(self.trainer.ft_taught) | {"with_gradient": self.with_gradient, "memory_mb": memory_mb()}
+                row |= dict(self.trainer.ft_taught) | {"with_gradient": self.trainer.ft_with_gradient, "memory_mb": memory_mb()}
                 self.trainer.ft_taught.clear()
             self.last = now
             writer.append(row)
@@ -182,7 +191,7 @@ def _log_callback(writer, line, before):
 
     return LogCallback()
 
-# %% ../../nbs/42_train.sft.ipynb #015
+# %% ../../nbs/42_train.sft.ipynb #017
 def steps_of(config:Config, # the run's settings
              n_rows:int # training rows
             ) -> int: # optimizer steps
@@ -191,7 +200,7 @@ def steps_of(config:Config, # the run's settings
     batches = math.ceil(n_rows / (config.per_device_train_batch_size * processes()))
     return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
-# %% ../../nbs/42_train.sft.ipynb #017
+# %% ../../nbs/42_train.sft.ipynb #019
 def _sft_config(config, device, out, n_rows, n_validation):
     from trl import SFTConfig
     total = steps_of(config, n_rows)
@@ -208,7 +217,7 @@ def _sft_config(config, device, out, n_rows, n_validation):
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs are for `accelerate launch`
     return args
 
-# %% ../../nbs/42_train.sft.ipynb #019
+# %% ../../nbs/42_train.sft.ipynb #021
 def compute_in_base_dtype(model # a PeftModel; others are left as they are
                          ) -> int: # how many adapter layers were set
     "Adapter layers take their input as it comes, for use under autocast. The trained weights keep their own dtype."
@@ -217,7 +226,7 @@ def compute_in_base_dtype(model # a PeftModel; others are left as they are
     for layer in layers: layer.cast_input_dtype_enabled = False
     return len(layers)
 
-# %% ../../nbs/42_train.sft.ipynb #021
+# %% ../../nbs/42_train.sft.ipynb #023
 def _with_made(splits, config, folder, say):
     "The splits with the made rows that `augment` asks for in train; they are kept in `made.jsonl` of the run."
     if not config.augment: return splits
@@ -228,13 +237,13 @@ def _with_made(splits, config, folder, say):
     say(f"augment={config.augment:g}: {len(larger.train) - len(splits.train):,} rows made from the parts of {len(splits.train):,} training rows" + "".join("; " + t for t in lost))
     return larger
 
-# %% ../../nbs/42_train.sft.ipynb #022
+# %% ../../nbs/42_train.sft.ipynb #024
 def _layers_name(model):
     "Name of the list of decoder layers: the one ModuleList as long as the config says."
     n = model.config.get_text_config().num_hidden_layers
     return next(name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n)
 
-# %% ../../nbs/42_train.sft.ipynb #025
+# %% ../../nbs/42_train.sft.ipynb #027
 def _not_shared(config):
     "Why the beginning that all rows share is computed for each row; None when it is computed once."
     lora = config.method in ("lora", "qlora", "dora")
@@ -258,7 +267,7 @@ def _with_weights(collate):
         return batch
     return both
 
-# %% ../../nbs/42_train.sft.ipynb #028
+# %% ../../nbs/42_train.sft.ipynb #030
 def _write_end(run, config, loaded, model, backend, whole, best):
     "The adapter, whole or not at all, with the note that makes the run finished."
     write_json(run.path / "manifest.json", run.manifest | {"seconds": run.log.rows[-1]["seconds"], "steps": run.log.train[-1]["step"], "best": best})
@@ -268,7 +277,7 @@ def _write_end(run, config, loaded, model, backend, whole, best):
         write_json(folder / "ftlearn.json", {"base": config.model, "base_sha256": loaded.weights_sha256, "method": config.method, "quant": backend,
             "quant_type": config.bnb_4bit_quant_type, "double_quant": config.bnb_4bit_use_double_quant, "dtype": loaded.device.dtype})
 
-# %% ../../nbs/42_train.sft.ipynb #029
+# %% ../../nbs/42_train.sft.ipynb #031
 def _take_up(run, identity, say):
     "The checkpoint to go on from, its guard, and the log's rows up to it."
     found = from_first(lambda: newest(run.path))
@@ -279,14 +288,14 @@ def _take_up(run, identity, say):
     rows = run.log.rows if (run.path / "log.jsonl").exists() else []
     return found, Guard(Stop(say), found), [r for r in rows if r["step"] <= found.step]
 
-# %% ../../nbs/42_train.sft.ipynb #030
+# %% ../../nbs/42_train.sft.ipynb #032
 def _as_dataset(items, weights=None):
     "Encoded rows as the trainer takes them."
     import datasets
     more = [{"weight": w} for w in weights] if weights else [{}] * len(items)
     return datasets.Dataset.from_list(with_padding([{"input_ids": e.input_ids, "labels": e.labels, **m} for e, m in zip(items, more)]))
 
-# %% ../../nbs/42_train.sft.ipynb #031
+# %% ../../nbs/42_train.sft.ipynb #033
 def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, identity, progress, say, callbacks, teaching=None):
     "The training itself, from the newest good checkpoint if there is one. Returns the whole of a model that is spread out, else None, and the note about the best weights."
     from transformers import PrinterCallback
@@ -307,7 +316,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
         for layer in loaded.model.get_submodule(_layers_name(loaded.model)): layer.compile(dynamic=True)
     callback.trainer, guard.trainer, trainer.ft_run, trainer.ft_identity, trainer.ft_guard = trainer, trainer, run.path, identity, guard
     trainer._total_train_tokens = callback.tokens = max([r["tokens"] for r in done if "tokens" in r], default=0)
-    trainer.ft_rows, trainer.ft_eval_rows, trainer.ft_writer, trainer.ft_batches, trainer.ft_taught = train_set, eval_set, writer, [], Counter()
+    trainer.ft_rows, trainer.ft_eval_rows, trainer.ft_writer, trainer.ft_batches, trainer.ft_taught, trainer.ft_operations = train_set, eval_set, writer, [], Counter(), None
     trainer.ft_watch, trainer.ft_load_best, trainer.ft_score = watch, config.load_best, scorer(config, loaded, eval_rows)
     if trainer.is_fsdp_enabled and (config.load_best or trainer.ft_score): raise UserError("load_best and a metric of generated answers need the whole model in each process, and FSDP spreads it", fix="watch the loss without load_best, or use ddp")
     for reason in filter(None, (_as_peft(config, model, fast), not_shared)): say(reason)
@@ -326,7 +335,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
         if line: line.close()
         if fast: fast.undo()
 
-# %% ../../nbs/42_train.sft.ipynb #032
+# %% ../../nbs/42_train.sft.ipynb #034
 def train(config:Config, # what to train, on what, how; `resolve` makes one
           resume:bool=True, # go on where an interrupted run stopped; False starts it anew
           progress:bool=True, # a live line with step, loss and speed
@@ -368,7 +377,7 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
         _write_end(run, config, loaded, model, backend, whole, best)
     return run
 
-# %% ../../nbs/42_train.sft.ipynb #041
+# %% ../../nbs/42_train.sft.ipynb #043
 def load_tuned(run:Run, # a finished run
                say=print # called with one line about each choice made
               ) -> Loaded:
