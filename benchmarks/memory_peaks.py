@@ -3,8 +3,8 @@
 Every worker is a whole `train` of a few steps on rows of a known length; its peak is VmHWM of /proc, the largest resident size of the whole process. Prints predicted, measured and
 their ratio, and writes benchmarks/memory_peaks.json, which notebook 22 shows. Mark: within 15 % in every configuration; exit 1 otherwise.
 What the allocator adds is found by a second run in which every block of 64 kB and more is mapped for itself and given back when freed (glibc's MALLOC_MMAP_THRESHOLD_).
-`python benchmarks/memory_peaks.py [--steps 2] [--model smollm2-135m-instruct] [--only lora-8x96] [--again] [--predict]`. What memory_peaks.json holds is kept,
-unless --again is given; --predict measures nothing and puts new predictions beside the old measurements."""
+`python benchmarks/memory_peaks.py [--steps 2] [--model smollm2-135m-instruct] [--only lora-8x96] [--again] [--predict] [--allocator]`. What memory_peaks.json holds is kept,
+unless --again is given; --predict measures nothing and puts new predictions beside the old measurements; --allocator measures the allocator's share alone, for data/models.toml."""
 import argparse, contextlib, datetime, json, os, platform, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -71,6 +71,21 @@ def predicted(case):
     return {"predicted": e.peak, "terms": e.terms}
 
 
+def allocator(steps):
+    "What freed blocks between kept ones take, as a share of the activations: of a stand-in, six layers as wide as the 135M model's with random weights, so that no configuration of the table is used to predict itself."
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from ftlearn.model.load import fetch, load_tokenizer
+    with tempfile.TemporaryDirectory() as tmp:
+        source = fetch("smollm2-135m-instruct")
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=6), dtype=torch.bfloat16).save_pretrained(tmp)
+        load_tokenizer(source).save_pretrained(tmp)
+        case = {"method": "lora", "batch": 8, "length": 96, "steps": steps, "model": tmp}
+        plain, mapped, kept = measured(case)["peak"], measured(case, mapped=True)["peak"], predicted(case)["terms"]["activations"]
+    print(f"stand-in: {plain/1e6:,.0f} MB, {mapped/1e6:,.0f} MB with freed blocks given back, {kept/1e6:,.0f} MB of activations: a share of {(plain - mapped)/kept:.2f}")
+
+
 def processor():
     "Name and cores of the processor."
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -84,9 +99,11 @@ def main():
     p.add_argument("--only", default="")
     p.add_argument("--predict", action="store_true")
     p.add_argument("--again", action="store_true")
+    p.add_argument("--allocator", action="store_true")
     p.add_argument("--worker", default="")
     a = p.parse_args()
     if a.worker: return work(json.loads(a.worker))
+    if a.allocator: return allocator(a.steps)
     old = json.loads(OUT.read_text()) if OUT.exists() else {"cases": {}}
     cpu, cores = processor()
     from ftlearn.core import versions

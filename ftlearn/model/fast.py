@@ -372,7 +372,7 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
         done.counts[kind] = done.counts.get(kind, 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #078
+# %% ../../nbs/21a_model.fast.ipynb #082
 def pack_weights(model, # a transformers model that is not trained, merged or moved any more
                 ) -> int: # how many layers
     "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
@@ -388,13 +388,13 @@ def _packed_forward(weight, bias):
     def forward(x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return forward
 
-# %% ../../nbs/21a_model.fast.ipynb #083
+# %% ../../nbs/21a_model.fast.ipynb #087
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #088
+# %% ../../nbs/21a_model.fast.ipynb #092
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache
