@@ -1,4 +1,4 @@
-"""QLoRA on the CPU: ftlearn against PEFT over bitsandbytes' 4-bit layers. Same weights (NF4 with 8-bit scales), same adapter (rank 16 on all linear layers), same batches of 8 address rows; both models live in one process and take steps in turns.
+"""QLoRA on the CPU: ftlearn against PEFT over bitsandbytes' 4-bit layers. Same weights (NF4 with 8-bit scales), same adapter (rank 16 on all linear layers), same batches of 8 address rows; both models live in one process and take their rounds in turns.
 
 The rival is what PEFT's guide sets up (`BitsAndBytesConfig`, bfloat16 arithmetic, `get_peft_model`), without gradient checkpointing, to its profit. Prints seconds a step and the ratio of each round; mark: at least as fast.
 Quality, before the first step, over all batches: how far the gradient lies from that of the same unpacked weights in float32 (length of the difference over length; the worst single tensor is told beside it); ours may be no further away than the rival's by more than a tenth. Exit 1 where something does not hold.

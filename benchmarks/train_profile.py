@@ -36,7 +36,7 @@ def profiled(step, steps, vocabulary):
 
 
 def contestants(name):
-    "{who: a function that makes one step}, and the size of the vocabulary."
+    "({who: a function that makes one step}, size of the vocabulary, tokens of a row)."
     import torch
     from train_speed import rows_of
     from ftlearn.config import Config

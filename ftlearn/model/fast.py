@@ -308,20 +308,25 @@ def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=Non
     return out
 
 # %% ../../nbs/21a_model.fast.ipynb #056
+def _at_work(layer):
+    "The name of the one adapter that a LoRA layer works with; None where it is switched off or merged, or where there are several."
+    return layer.active_adapters[0] if not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1 else None
+
+def _weights(layer, name): return layer.base_layer.weight, layer.base_layer.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
 def _lora_parts(layer):
     "(W, bias, A, B, scale) of a layer that `speed_up` has replaced and that does nothing but `lora_product` now; else None."
-    if getattr(vars(layer).get("forward"), "__func__", None) is not _lora_forward or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1: return None
-    name, base = layer.active_adapters[0], layer.base_layer
-    if name in layer.lora_A and name not in layer.lora_variant: return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    if getattr(vars(layer).get("forward"), "__func__", None) is not _lora_forward: return None
+    name = _at_work(layer)
+    return _weights(layer, name) if name in layer.lora_A and name not in layer.lora_variant else None
 
 def _lora_forward(self, x, *args, **kw):
-    if self.disable_adapters or self.merged or args or kw or len(self.active_adapters) != 1: return type(self).forward(self, x, *args, **kw)
-    name, base = self.active_adapters[0], self.base_layer
-    if name not in self.lora_A: return base(x)
-    args = base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-    if name not in self.lora_variant: return lora_product(x, *args)
-    if "row_squares" not in vars(self): self.row_squares = base.weight.float().square().sum(1)
-    return dora_product(x, *args, self.lora_magnitude_vector[name].weight, self.row_squares)
+    name = None if args or kw else _at_work(self)
+    if name is None: return type(self).forward(self, x, *args, **kw)
+    if name not in self.lora_A: return self.base_layer(x)
+    if name not in self.lora_variant: return lora_product(x, *_weights(self, name))
+    if "row_squares" not in vars(self): self.row_squares = self.base_layer.weight.float().square().sum(1)
+    return dora_product(x, *_weights(self, name), self.lora_magnitude_vector[name].weight, self.row_squares)
 
 def _plain_lora(module):
     "A LoRA or DoRA layer of PEFT that does nothing but what `lora_product` or `dora_product` does."
