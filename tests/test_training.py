@@ -170,7 +170,7 @@ def test_killed_again_and_again(tmp_path):
     while (c := run(tmp_path / "log", *training(e.rows, out, **EARLY), first=AT_SAVE + "after(sft, 'save_checkpoint', 1, signal.SIGKILL)")).code:
         assert c.code == -9 and kills < 20, c.said
         kills += 1
-    assert kills >= 7
+    assert kills >= e.log.train[-1]["step"] // EARLY["save_steps"] > 4
     e.same(out)
 
 

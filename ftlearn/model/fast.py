@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lora_product', 'dora_product', 'rms_norm', 'silu_mul', 'gated_product', 'rotate', 'grouped_attention',
-           'common_beginning', 'one_beginning_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up', 'pack_weights',
-           'keep_fewer_products', 'roomy_cache']
+           'common_beginning', 'OneRow', 'one_row_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up',
+           'pack_weights', 'keep_fewer_products', 'roomy_cache']
 
 # %% ../../nbs/21a_model.fast.ipynb #003
 import os, threading
@@ -214,27 +214,88 @@ def common_beginning(ids, # token ids [rows, length]
                     ) -> int: # tokens; 0 when a row has padding on the left, and never a whole row
     "How many tokens all rows begin with."
     alike = (ids == ids[:1]).all(0)
-    if mask is not None:
-        if bool((mask[:, 1:] > mask[:, :-1]).any()): return 0
-        alike = alike & mask.bool().all(0)
+    if mask is not None: alike = alike & mask.bool().all(0)
     return min(int(alike.long().cumprod(0).sum()), ids.shape[1] - 1)
 
 # %% ../../nbs/21a_model.fast.ipynb #044
-def one_beginning_attention(query, # [1, heads, n + rows * m, d]: the beginning's n tokens, then m tokens of each row
-                            key, # [1, key heads, n + rows * m, d]
-                            value, # like key
-                            mask, # [1, 1, n + m, n + m], added to the scores: what a token may see in a row of its own
-                            scale:float, # usually 1/sqrt(d)
-                            n:int, # tokens of the beginning
-                            rows:int # rows
-                           ): # [1, n + rows * m, heads, d]
-    "`grouped_attention` of rows that share their beginning, laid out as one row."
-    def rest(x): return x[0, :, n:].unflatten(1, (rows, -1)).transpose(0, 1)
-    keys, values = (torch.cat([x[:, :, :n].expand(rows, -1, -1, -1), rest(x)], 2) for x in (key, value))
-    first = grouped_attention(query[:, :, :n], key[:, :, :n], value[:, :, :n], mask[:, :, :n, :n], scale)
-    return torch.cat([first, grouped_attention(rest(query), keys, values, mask[:, :, n:], scale).flatten(0, 1)[None]], 1)
+class OneRow:
+    "A batch of rows, padded on the right, as one long row: their common beginning, the rest of each row, and a few tokens to fill up."
+    def __init__(self,
+                 mask, # [rows, length], true where a token counts
+                 n:int, # tokens of the beginning, the same in all rows; may be 0
+                 multiple:int=8 # of which the lengths of the long row and of the longest rest are to be
+                ):
+        kept = mask[:, n:].nonzero()                         # [tokens of all rests, 2]: row, place in its rest
+        self.mask, self.rows, self.n, self.real = mask.bool(), len(mask), n, n + len(kept)
+        self.total, self.rest = (-(-x // multiple) * multiple for x in (self.real, mask.shape[1] - n))
+        self.at, self.behind = (kept[:, 0] * (before + self.rest) + before + kept[:, 1] for before in (0, n))   # where the rests lie in [rows, rest] and in [rows, n + rest]
+        self.positions = torch.zeros(1, self.total, dtype=torch.long)
+        self.positions[0, :self.real] = torch.cat([torch.arange(n), n + kept[:, 1]])
 
-# %% ../../nbs/21a_model.fast.ipynb #048
+    def join(self, ids): # [rows, length] -> [1, total]
+        "Token ids as one long row; zeros fill it up."
+        return F.pad(torch.cat([ids[0, :self.n], ids[:, self.n:][self.mask[:, self.n:]]]), (0, self.total - self.real))[None]
+
+    def part(self, x, # [total, ...]
+             beginning:bool=True # each row with the beginning, whose gradients are summed over the rows; False: the rests alone
+            ): # [rows, n + rest, ...] or [rows, rest, ...]
+        "The rows again, one below the other; zeros are the padding."
+        return _Part.apply(x, self, beginning)
+
+    def collect(self, first, # [n, ...]
+                rests # [rows, rest, ...]
+               ): # [total, ...]
+        "The long row of a beginning and the rests."
+        return _Collect.apply(first, rests, self)
+
+# %% ../../nbs/21a_model.fast.ipynb #045
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, one, beginning):
+        ctx.one, ctx.n = one, one.n if beginning else 0
+        out = x.new_zeros(one.rows, ctx.n + one.rest, *x.shape[1:])
+        if ctx.n: out[:, :ctx.n] = x[:ctx.n]
+        out.flatten(0, 1).index_copy_(0, one.behind if beginning else one.at, x[one.n:one.real])
+        return out
+
+    @staticmethod
+    def backward(ctx, dy):
+        one, n = ctx.one, ctx.n
+        dx = dy.new_zeros(one.total, *dy.shape[2:])
+        if n: torch.sum(dy[:, :n], 0, out=dx[:n])
+        torch.index_select(dy.flatten(0, 1), 0, one.behind if n else one.at, out=dx[one.n:one.real])
+        return dx, None, None
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, first, rests, one):
+        ctx.one = one
+        out = rests.new_zeros(one.total, *rests.shape[2:])
+        out[:one.n] = first
+        torch.index_select(rests.flatten(0, 1), 0, one.at, out=out[one.n:one.real])
+        return out
+
+    @staticmethod
+    def backward(ctx, dy):
+        one = ctx.one
+        rests = dy.new_zeros(one.rows * one.rest, *dy.shape[1:]).index_copy_(0, one.at, dy[one.n:one.real])
+        return dy[:one.n], rests.unflatten(0, (one.rows, one.rest)), None
+
+# %% ../../nbs/21a_model.fast.ipynb #049
+def one_row_attention(query, # [1, heads, total, d]
+                      key, # [1, key heads, total, d]
+                      value, # like key
+                      mask, # [1, 1, n + rest, n + rest], added to the scores: what a token may see in a row of its own
+                      scale:float, # usually 1/sqrt(d)
+                      one:OneRow # where the tokens of each row lie
+                     ): # [1, total, heads, d]
+    "`grouped_attention` of rows that are laid out as one."
+    rests = [one.part(x[0].transpose(0, 1), beginning).transpose(1, 2) for x, beginning in ((query, False), (key, True), (value, True))]
+    seen = grouped_attention(*rests, mask[:, :, one.n:], scale)
+    first = grouped_attention(*(x[:, :, :one.n] for x in (query, key, value)), mask[:, :, :one.n, :one.n], scale)[0] if one.n else seen.new_zeros(0, *seen.shape[2:])
+    return one.collect(first, seen)[None]
+
+# %% ../../nbs/21a_model.fast.ipynb #053
 _tables = threading.local()
 
 def _table(name, rows, like, dtype):
@@ -265,7 +326,7 @@ class _AnswerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #049
+# %% ../../nbs/21a_model.fast.ipynb #054
 def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each position that predicts a labelled token
                          weight, # [vocabulary, d]: the frozen output layer
                          targets, # [n]: the token ids to predict
@@ -274,40 +335,41 @@ def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each positio
     "Cross-entropy of the answers. The whole table of scores never exists. Source of the idea: Liger Kernel, fused linear cross-entropy."
     return _AnswerLoss.apply(hidden, weight, targets, chunk)
 
-# %% ../../nbs/21a_model.fast.ipynb #054
+# %% ../../nbs/21a_model.fast.ipynb #059
 def _norm_forward(self, hidden_states): return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 def _mlp_forward(self, x):
     gate, up, parts = self.gate_proj(x), self.up_proj(x), _lora_parts(self.down_proj)
     return self.down_proj(silu_mul(gate, up)) if parts is None else gated_product(gate, up, *parts)
 
-def _attention_forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, beginning=None, **kw):
+def _attention_forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, one=None, **kw):
     shape = hidden_states.shape[:-1]
     q, k, v = (f(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
     cos, sin = (x.unsqueeze(1) for x in position_embeddings)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if past_key_values is not None: k, v = past_key_values.update(k, v, self.layer_idx)
-    seen = grouped_attention(q, k, v, attention_mask, self.scaling) if beginning is None else one_beginning_attention(q, k, v, attention_mask, self.scaling, *beginning)
+    seen = grouped_attention(q, k, v, attention_mask, self.scaling) if one is None else one_row_attention(q, k, v, attention_mask, self.scaling, one)
     return self.o_proj(seen.reshape(*shape, -1)), None
 
-# %% ../../nbs/21a_model.fast.ipynb #055
-_LEAST = 8 # shared tokens from which on it is worth the rearranging
+# %% ../../nbs/21a_model.fast.ipynb #060
+_LEAST = 1/16 # of the tokens of a batch, shared or padding, from which on it is worth the rearranging
 
 def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kw):
-    "Rows that begin alike are computed as one row; what comes out is as if they had not been."
+    "The rows are computed as one long row; what comes out is as if they had not been."
     usual = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kw)
     plain = input_ids is not None and position_ids is None and past_key_values is None and use_cache is False and not kw.get("output_hidden_states") and not kw.get("output_attentions")
-    n = common_beginning(input_ids, attention_mask) if plain and len(input_ids) > 1 and (attention_mask is None or attention_mask.ndim == 2) else 0
-    if n < _LEAST: return type(self).forward(self, **usual)
-    (rows, length), dtype = input_ids.shape, self.embed_tokens.weight.dtype
-    at = torch.cat([torch.arange(n), torch.arange(n, length).repeat(rows)])[None]
-    causal = torch.full((1, 1, length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
-    out = type(self).forward(self, input_ids=torch.cat([input_ids[:1, :n], input_ids[:, n:].reshape(1, -1)], 1), attention_mask=causal, position_ids=at, use_cache=False, beginning=(n, rows), **kw)
-    h = out.last_hidden_state
-    out.last_hidden_state = torch.cat([h[:, :n].expand(rows, -1, -1), h[:, n:].view(rows, length - n, -1)], 1)
+    mask = torch.ones_like(input_ids) if plain and attention_mask is None else attention_mask
+    if not plain or len(input_ids) == 1 or mask.ndim != 2 or bool((mask[:, 1:] > mask[:, :-1]).any()): return type(self).forward(self, **usual)
+    n = common_beginning(input_ids, mask)
+    one, length = OneRow(mask, n), input_ids.shape[1]
+    if one.real > (1 - _LEAST) * input_ids.numel(): return type(self).forward(self, **usual)
+    dtype = self.embed_tokens.weight.dtype
+    causal = torch.full((1, 1, n + one.rest, n + one.rest), torch.finfo(dtype).min, dtype=dtype).triu(1)
+    out = type(self).forward(self, input_ids=one.join(input_ids), attention_mask=causal, position_ids=one.positions, use_cache=False, one=one, **kw)
+    out.last_hidden_state = one.part(out.last_hidden_state[0], True)[:, :length]
     return out
 
-# %% ../../nbs/21a_model.fast.ipynb #056
+# %% ../../nbs/21a_model.fast.ipynb #061
 def _at_work(layer):
     "The name of the one adapter that a LoRA layer works with; None where it is switched off or merged, or where there are several."
     return layer.active_adapters[0] if not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1 else None
@@ -335,7 +397,7 @@ def _plain_lora(module):
             and all(type(v) is DoraLinearVariant for v in module.lora_variant.values())
             and all(isinstance(d, torch.nn.Identity) for d in module.lora_dropout.values()))
 
-# %% ../../nbs/21a_model.fast.ipynb #057
+# %% ../../nbs/21a_model.fast.ipynb #062
 @dataclass
 class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
@@ -351,7 +413,7 @@ class SpeedUp:
     def _repr_markdown_(self):
         return "**Faster forward passes:** " + (", ".join(f"{n} {k}" for k, n in self.counts.items()) or "none; this model's layers are not known here")
 
-# %% ../../nbs/21a_model.fast.ipynb #058
+# %% ../../nbs/21a_model.fast.ipynb #063
 def _known(module):
     "(kind, forward) for a module that we can replace, else None."
     from peft.tuners.lora import Linear
@@ -362,9 +424,9 @@ def _known(module):
         return ("attentions", _attention_forward) if type(module) is LlamaAttention else ("whole decoder", _decoder_forward)
     if type(module) is Linear and _plain_lora(module): return "LoRA layers", _lora_forward
 
-# %% ../../nbs/21a_model.fast.ipynb #059
+# %% ../../nbs/21a_model.fast.ipynb #064
 def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, loaded with attn_implementation="eager"
-             share:bool=True # compute a beginning that all rows share once; False where noise is to differ from row to row
+             share:bool=True # lay a batch out as one long row, what all rows begin with in it once; False where noise is to differ from row to row
             ) -> SpeedUp:
     "Give the known layers of `model` the forward passes of this notebook. Values and gradients stay the same up to rounding."
     done = SpeedUp()
@@ -377,7 +439,7 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
         done.counts[kind] = done.counts.get(kind, 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #082
+# %% ../../nbs/21a_model.fast.ipynb #087
 def pack_weights(model, # a transformers model that is not trained, merged or moved any more
                 ) -> int: # how many layers
     "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
@@ -393,13 +455,13 @@ def _packed_forward(weight, bias):
     def forward(x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return forward
 
-# %% ../../nbs/21a_model.fast.ipynb #087
+# %% ../../nbs/21a_model.fast.ipynb #092
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #092
+# %% ../../nbs/21a_model.fast.ipynb #097
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

@@ -88,6 +88,10 @@ class SameOrder(torch.utils.data.Sampler):
 
     def __len__(self): return -(-len(self.order) // self.multiple) * self.multiple
 
+    def set_epoch(self, epoch):
+        "The number of the epoch, for an order whose random numbers depend on it."
+        if hasattr(self.order, "set_epoch"): self.order.set_epoch(epoch)
+
     def __iter__(self):
         order = from_first(lambda: [int(i) for i in self.order])
         yield from order + [self.pad] * (len(self) - len(order))

@@ -32,12 +32,11 @@ from ftlearn.train.loss import NotFinite, answer_loss, check_finite, head_at, id
 from ftlearn.train.run import Run, open_data, prepare_model, with_own_rate, _already, _forget, _general, _identity, _same, _write_start
 
 # %% ../../nbs/42_train.sft.ipynb #007
-def _same_order(data, rows, passes=1, seed=None):
-    "Several processes, `rows` rows each in a pass: the order in which one process with all these rows would take them. The last row of `data` is the padding."
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-    lengths, together = [len(ids) for ids in data["input_ids"]][:-1], rows * processes()
-    own = None if seed is None else torch.Generator().manual_seed(seed)  # validation leaves the random numbers of the training alone
-    return SameOrder(LengthGroupedSampler(together * passes, lengths=lengths, generator=own), len(lengths), together)
+def _same_order(data, rows, seed=None):
+    "Several processes, `rows` rows each in a pass: the order in which one process with all these rows would take them, at random with `seed`. The last row of `data` is the padding."
+    from accelerate.data_loader import SeedableRandomSampler
+    taken = range(len(data) - 1)
+    return SameOrder(taken if seed is None else SeedableRandomSampler(taken, data_seed=seed), len(taken), rows * processes())
 
 # %% ../../nbs/42_train.sft.ipynb #009
 class _Keeping:
@@ -68,10 +67,10 @@ class _Keeping:
 
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset
-        return super()._get_train_sampler(data) if processes() == 1 else _same_order(data, self.args.train_batch_size, self.args.gradient_accumulation_steps)
+        return super()._get_train_sampler(data) if processes() == 1 else _same_order(data, self.args.train_batch_size, self.args.data_seed)
 
     def _get_eval_sampler(self, eval_dataset):
-        return super()._get_eval_sampler(eval_dataset) if processes() == 1 else _same_order(eval_dataset, self.args.eval_batch_size, seed=self.args.seed)
+        return super()._get_eval_sampler(eval_dataset) if processes() == 1 else _same_order(eval_dataset, self.args.eval_batch_size)
 
 # %% ../../nbs/42_train.sft.ipynb #010
 class _Validating:
@@ -211,7 +210,7 @@ def _sft_config(config, device, out, n_rows, n_validation):
         gradient_accumulation_steps=config.gradient_accumulation_steps, warmup_steps=min(math.ceil(total * config.warmup_ratio), total - 1),
         lr_scheduler_type=config.lr_scheduler_type, weight_decay=config.weight_decay, neftune_noise_alpha=config.neftune_noise_alpha or None, max_grad_norm=config.max_grad_norm,
         eval_strategy="steps" if n_validation else "no", eval_steps=every, save_strategy="steps", save_steps=config.save_steps or every, save_total_limit=config.save_total_limit,
-        logging_steps=1, logging_nan_inf_filter=False, train_sampling_strategy="group_by_length", gradient_checkpointing=False,
+        logging_steps=1, logging_nan_inf_filter=False, gradient_checkpointing=False,
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, disable_tqdm=True, report_to="none", dataloader_pin_memory=device.name == "cuda",
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)  # all trained weights are used in every pass, and no buffer changes
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs are for `accelerate launch`
