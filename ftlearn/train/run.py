@@ -127,13 +127,13 @@ def _identity(config, splits, loaded):
     data = {k: v["sha256"] for k, v in splits.manifest["files"].items()} | ({"replay": sha256_file(_replay_file(config))} if config.replay else {})
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _not_identity | {"data", "split"}}
     together = {"processes": processes()} if processes() > 1 else {}
-    return {"settings": settings, "data": data, "base_sha256": loaded.weights_sha256, "dtype": loaded.device.dtype, "template": sha256_text(loaded.tokenizer.chat_template)} | together
+    return {"settings": settings, "order": "random", "data": data, "base_sha256": loaded.weights_sha256, "dtype": loaded.device.dtype, "template": sha256_text(loaded.tokenizer.chat_template)} | together
 
 # %% ../../nbs/41d_train.run.ipynb #025
 def _already(run, identity):
     "True when `run` is finished and is this very run; UserError when the folder holds another one."
     if not (run.path / "manifest.json").exists(): return False
-    _same(run.path, run.manifest["identity"], identity)
+    _same(run.path, ({"order": identity["order"]} if run.finished else {}) | run.manifest["identity"], identity)  # a run that ended with rows in another order is as good
     return run.finished
 
 def _same(path, old, new):
@@ -154,7 +154,7 @@ def _write_start(run, config, splits, loaded, model, backend, identity):
         "packages": versions("ftlearn", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds")})
 
-# %% ../../nbs/41d_train.run.ipynb #026
+# %% ../../nbs/41d_train.run.ipynb #028
 def _forget(run):
     "Removes what a run has made, first of all what says that it is finished."
     for name in ("adapter/ftlearn.json", "manifest.json", "config.toml", "log.jsonl"): (run.path / name).unlink(missing_ok=True)
