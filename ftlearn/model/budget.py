@@ -6,8 +6,9 @@
 __all__ = ['training_flops', 'Rate', 'matmul_rate', 'Duration', 'time_needed', 'RunEstimate', 'estimate_run']
 
 # %% ../../nbs/22a_model.budget.ipynb #003
-import math, time
+import math, statistics, time
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -15,6 +16,7 @@ from fastcore.basics import patch
 from ..core import UserError, md_table, pick_device, unknown
 from ..config import Config
 from ..cost import Costs, prices, training_cost
+from .fast import why_padded
 from .memory import Estimate, Fit, _tables, estimate, fits, shape_of, trained_numbers
 
 # %% ../../nbs/22a_model.budget.ipynb #007
@@ -118,7 +120,15 @@ def _tokenizer(model):
     if here: return load_tokenizer(fetch(model)), "counted with the model's tokenizer"
     return load_tokenizer(fetch()), "counted with the tokenizer of smollm2-135m-instruct, as the model's own is not here: expect a fifth more or less"
 
-# %% ../../nbs/22a_model.budget.ipynb #021
+# %% ../../nbs/22a_model.budget.ipynb #022
+def _in_a_batch(rows, batch, config):
+    "(tokens of a heavy batch of encoded rows, tokens that all begin with); (None, 0) where rows are filled up to the longest"
+    if why_padded(config): return None, 0
+    lengths = [len(e.input_ids) for e in rows]
+    heavy = math.ceil(batch * statistics.mean(lengths) + 3 * math.sqrt(batch) * statistics.pstdev(lengths))
+    return min(batch * max(lengths), max(heavy, max(lengths))), len(commonprefix([e.input_ids for e in rows]))
+
+# %% ../../nbs/22a_model.budget.ipynb #023
 @dataclass(repr=False)
 class RunEstimate:
     "Memory, time and cost of a run. Shows itself."
@@ -146,7 +156,7 @@ def _on_gpus(memory, tokens, config, labels, table):
         rows.append({"gpu": g["name"], "memory": fit.verdict, "training": f"{_t(t.low)} to {_t(t.high)}", "cost with set-up": f"${min(cost):,.2f} to ${max(cost):,.2f}" if cost else "no price in the table", "usd": min(cost) if cost else None, "usd_high": max(cost) if cost else None})
     return rows
 
-# %% ../../nbs/22a_model.budget.ipynb #022
+# %% ../../nbs/22a_model.budget.ipynb #024
 def estimate_run(
     config:Config, # the run: model, method, data, batch, epochs, rank and so on are used
     available:float|None=None, # bytes of memory; None: what is free here
@@ -166,14 +176,15 @@ def estimate_run(
     batch = config.per_device_train_batch_size
     epochs = config.max_steps * batch * config.gradient_accumulation_steps / made if config.max_steps > 0 else config.num_train_epochs
     tokens, labels = sum(lengths) * made / len(rows) * epochs, sum(answers) * made / len(rows) * epochs
-    memory = estimate(config.model, config.method, batch, max(lengths), sum(sorted(answers)[-batch:]), r=config.r, targets=config.target_modules, quant=config.quant,
+    together, shared = _in_a_batch(rows, batch, config) if device == "cpu" else (None, 0)
+    memory = estimate(config.model, config.method, batch, max(lengths), sum(sorted(answers)[-batch:]), tokens=together, shared=shared, r=config.r, targets=config.target_modules, quant=config.quant,
                       double_quant=config.bnb_4bit_use_double_quant, dtype=here.dtype, device=device, accumulation=config.gradient_accumulation_steps)
     duration = time_needed(config.model, config.method, tokens, sum(lengths) / len(lengths), labels, config.r, here.dtype, rate, device)
     data = {"rows": len(rows), "tokens": sum(lengths), "answer_tokens": sum(answers), "longest": max(lengths), "epochs": round(epochs, 3), "seen": round(tokens), "which": which, "counted": note}
     table = prices()
     return RunEstimate(memory, fits(memory, available), duration, training_cost(sum(lengths), epochs, table), _on_gpus(memory, tokens, config, labels, table), data)
 
-# %% ../../nbs/22a_model.budget.ipynb #023
+# %% ../../nbs/22a_model.budget.ipynb #025
 @patch
 def _repr_markdown_(self:RunEstimate):
     m, d = self.memory, self.data

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lora_product', 'dora_product', 'rms_norm', 'silu_mul', 'gated_product', 'rotate', 'grouped_attention',
-           'common_beginning', 'OneRow', 'one_row_attention', 'answer_cross_entropy', 'SpeedUp', 'speed_up',
-           'pack_weights', 'keep_fewer_products', 'roomy_cache']
+           'common_beginning', 'OneRow', 'one_row_attention', 'answer_cross_entropy', 'pack_weights', 'SpeedUp',
+           'speed_up', 'why_padded', 'keep_fewer_products', 'roomy_cache']
 
 # %% ../../nbs/21a_model.fast.ipynb #003
 import os, threading
@@ -16,15 +16,19 @@ from types import MethodType
 import torch, torch.nn.functional as F
 
 # %% ../../nbs/21a_model.fast.ipynb #013
+def _linear(x, W, bias, packed=None): # packed: W as `_laid_out` gives it
+    return F.linear(x, W, bias) if packed is None else torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+# %% ../../nbs/21a_model.fast.ipynb #014
 class _LoRAProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, bias, A, B, scale):
+    def forward(ctx, x, W, bias, A, B, scale, packed):
         flat = x.reshape(-1, x.shape[-1]).to(W.dtype)
         a, b = A.to(W.dtype), (B * scale).to(W.dtype)
         t = flat @ a.t()
-        y = F.linear(flat, W, bias).addmm_(t, b.t())
+        y = _linear(flat, W, bias, packed and packed[0]).addmm_(t, b.t())
         ctx.save_for_backward(flat, W, a, b, t)
-        ctx.scale, ctx.like, ctx.dtypes = scale, (x.shape, x.dtype), (A.dtype, B.dtype)
+        ctx.scale, ctx.like, ctx.dtypes, ctx.packed = scale, (x.shape, x.dtype), (A.dtype, B.dtype), packed and packed[1]
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -32,21 +36,22 @@ class _LoRAProduct(torch.autograd.Function):
         flat, W, a, b, t = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
         u, dx = dy @ b, None
-        if ctx.needs_input_grad[0]: dx = (dy @ W).addmm_(u, a).view(ctx.like[0]).to(ctx.like[1])
-        return dx, None, None, (u.t() @ flat).to(ctx.dtypes[0]), (dy.t() @ t).to(ctx.dtypes[1]).mul_(ctx.scale), None
+        if ctx.needs_input_grad[0]: dx = _linear(dy, W.t(), None, ctx.packed).addmm_(u, a).view(ctx.like[0]).to(ctx.like[1])
+        return dx, None, None, (u.t() @ flat).to(ctx.dtypes[0]), (dy.t() @ t).to(ctx.dtypes[1]).mul_(ctx.scale), None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #014
+# %% ../../nbs/21a_model.fast.ipynb #015
 def lora_product(x, # [..., d_in]
                  W, # [d_out, d_in], frozen
                  bias, # [d_out], frozen, or None
                  A, # [r, d_in], trained
                  B, # [d_out, r], trained
-                 scale:float # alpha / r
+                 scale:float, # alpha / r
+                 packed=None # W and its transpose from `_packed`, laid out for the two large products; None: as they are
                 ): # [..., d_out]
     "`x W' + bias + scale (x A') B'`. Gradients go to x, A and B. Source: Hu et al. 2021, LoRA, equation 3."
-    return _LoRAProduct.apply(x, W, bias, A, B, scale)
+    return _LoRAProduct.apply(x, W, bias, A, B, scale, packed)
 
-# %% ../../nbs/21a_model.fast.ipynb #017
+# %% ../../nbs/21a_model.fast.ipynb #018
 def _row_norms(W, squares, A, B, scale):
     "The length of each row of `W + scale B A`, in the precision of `W`."
     with torch.no_grad():
@@ -55,7 +60,7 @@ def _row_norms(W, squares, A, B, scale):
         own = (b @ (A.float() @ A.float().t())) * b
         return (squares + scale * (2 * cross + scale * own).sum(1)).sqrt().to(W.dtype)
 
-# %% ../../nbs/21a_model.fast.ipynb #018
+# %% ../../nbs/21a_model.fast.ipynb #019
 def dora_product(x, # [..., d_in]
                  W, # [d_out, d_in], frozen
                  bias, # [d_out], frozen, or None
@@ -63,14 +68,15 @@ def dora_product(x, # [..., d_in]
                  B, # [d_out, r], trained
                  scale:float, # alpha / r
                  m, # [d_out], trained: the length of each row
-                 squares # [d_out]: the sum of squares of each row of W, in float32
+                 squares, # [d_out]: the sum of squares of each row of W, in float32
+                 packed=None # as in `lora_product`
                 ): # [..., d_out]
     "`m / |W + scale B A| * (x W' + scale (x A') B') + bias`. Gradients go to x, A, B and m. Source: Liu et al. 2024, DoRA, equations 5 and 11."
-    y = lora_product(x, W, None, A, B, scale)
+    y = lora_product(x, W, None, A, B, scale, packed)
     y = torch.addcmul(y, y, (m / _row_norms(W, squares, A, B, scale) - 1).to(y.dtype)) # in 16 bits m / |row| itself would be rounded to 1
     return y if bias is None else y + bias
 
-# %% ../../nbs/21a_model.fast.ipynb #021
+# %% ../../nbs/21a_model.fast.ipynb #022
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -86,7 +92,7 @@ class _RMSNorm(torch.autograd.Function):
         dot = (g * n).mean(-1, keepdim=True)
         return g.sub_(n.mul_(dot)).mul_(inverse).to(x.dtype), None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #022
+# %% ../../nbs/21a_model.fast.ipynb #023
 def rms_norm(x, # [..., d]
              weight, # [d], frozen: no gradient goes to it
              eps:float # added to the mean square
@@ -94,7 +100,7 @@ def rms_norm(x, # [..., d]
     "`weight * x / sqrt(mean(x^2) + eps)` over the last axis. Source: Zhang and Sennrich 2019."
     return _RMSNorm.apply(x, weight, eps)
 
-# %% ../../nbs/21a_model.fast.ipynb #025
+# %% ../../nbs/21a_model.fast.ipynb #026
 class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
@@ -106,14 +112,14 @@ class _SiluMul(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(dy * up, gate), dy * F.silu(gate)
 
-# %% ../../nbs/21a_model.fast.ipynb #026
+# %% ../../nbs/21a_model.fast.ipynb #027
 def silu_mul(gate, # any shape
              up # the same shape
             ): # the same shape
     "`silu(gate) * up`. Source: Shazeer 2020, GLU variants."
     return _SiluMul.apply(gate, up)
 
-# %% ../../nbs/21a_model.fast.ipynb #028
+# %% ../../nbs/21a_model.fast.ipynb #029
 class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up, W, bias, A, B, scale):
@@ -134,7 +140,7 @@ class _GatedProduct(torch.autograd.Function):
         return dgate.view(ctx.shape), dup.view(ctx.shape), None, None, dA.to(ctx.dtypes[0]), (dy.t() @ t).to(ctx.dtypes[1]).mul_(ctx.scale), None
 
 
-# %% ../../nbs/21a_model.fast.ipynb #029
+# %% ../../nbs/21a_model.fast.ipynb #030
 def gated_product(gate, # [..., d_in]
                   up, # the same shape
                   W, # [d_out, d_in], frozen
@@ -147,7 +153,7 @@ def gated_product(gate, # [..., d_in]
     return _GatedProduct.apply(gate, up, W, bias, A, B, scale)
 
 
-# %% ../../nbs/21a_model.fast.ipynb #032
+# %% ../../nbs/21a_model.fast.ipynb #033
 def _turn(x, cos, sin):
     half = x.shape[-1] // 2
     a, b, c, s = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
@@ -167,7 +173,7 @@ class _Rotate(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _turn(dy, cos, -sin), None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #033
+# %% ../../nbs/21a_model.fast.ipynb #034
 def rotate(x, # [rows, heads, length, d]
            cos, # broadcasts against x; its two halves are equal
            sin # the same
@@ -175,7 +181,7 @@ def rotate(x, # [rows, heads, length, d]
     "`x` with each pair (i, i + d/2) turned by its position's angle. Source: Su et al. 2021, RoFormer."
     return _Rotate.apply(x, cos, sin)
 
-# %% ../../nbs/21a_model.fast.ipynb #036
+# %% ../../nbs/21a_model.fast.ipynb #037
 class _GroupedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, scale):
@@ -197,7 +203,7 @@ class _GroupedAttention(torch.autograd.Function):
         dq, dk, dv = torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), dy)
         return dq.view(ctx.like[0]), dk.view(ctx.like[1]), dv.view(*ctx.like[1][:3], -1), None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #037
+# %% ../../nbs/21a_model.fast.ipynb #038
 def grouped_attention(query, # [rows, heads, n, d]
                       key, # [rows, key heads, m, d]; heads is a multiple of key heads
                       value, # like key
@@ -208,7 +214,7 @@ def grouped_attention(query, # [rows, heads, n, d]
     return _GroupedAttention.apply(query, key, value, mask, scale)
 
 
-# %% ../../nbs/21a_model.fast.ipynb #041
+# %% ../../nbs/21a_model.fast.ipynb #042
 def common_beginning(ids, # token ids [rows, length]
                      mask=None # attention mask [rows, length]; None: all tokens count
                     ) -> int: # tokens; 0 when a row has padding on the left, and never a whole row
@@ -217,7 +223,7 @@ def common_beginning(ids, # token ids [rows, length]
     if mask is not None: alike = alike & mask.bool().all(0)
     return min(int(alike.long().cumprod(0).sum()), ids.shape[1] - 1)
 
-# %% ../../nbs/21a_model.fast.ipynb #044
+# %% ../../nbs/21a_model.fast.ipynb #045
 class OneRow:
     "A batch of rows, padded on the right, as one long row: their common beginning, the rest of each row, and a few tokens to fill up."
     def __init__(self,
@@ -248,7 +254,7 @@ class OneRow:
         "The long row of a beginning and the rests."
         return _Collect.apply(first, rests, self)
 
-# %% ../../nbs/21a_model.fast.ipynb #045
+# %% ../../nbs/21a_model.fast.ipynb #046
 class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, one, beginning):
@@ -281,7 +287,7 @@ class _Collect(torch.autograd.Function):
         rests = dy.new_zeros(one.rows * one.rest, *dy.shape[1:]).index_copy_(0, one.at, dy[one.n:one.real])
         return dy[:one.n], rests.unflatten(0, (one.rows, one.rest)), None
 
-# %% ../../nbs/21a_model.fast.ipynb #049
+# %% ../../nbs/21a_model.fast.ipynb #050
 def one_row_attention(query, # [1, heads, total, d]
                       key, # [1, key heads, total, d]
                       value, # like key
@@ -295,7 +301,7 @@ def one_row_attention(query, # [1, heads, total, d]
     first = grouped_attention(*(x[:, :, :one.n] for x in (query, key, value)), mask[:, :, :one.n, :one.n], scale)[0] if one.n else seen.new_zeros(0, *seen.shape[2:])
     return one.collect(first, seen)[None]
 
-# %% ../../nbs/21a_model.fast.ipynb #053
+# %% ../../nbs/21a_model.fast.ipynb #054
 _tables = threading.local()
 
 def _table(name, rows, like, dtype):
@@ -326,16 +332,43 @@ class _AnswerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #054
+# %% ../../nbs/21a_model.fast.ipynb #055
 def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each position that predicts a labelled token
                          weight, # [vocabulary, d]: the frozen output layer
                          targets, # [n]: the token ids to predict
-                         chunk:int=128 # positions at a time; 128 x 49,152 scores are 25 MB
+                         chunk:int=320 # positions at a time; 320 x 49,152 scores are 63 MB
                         ) -> tuple: # (summed loss, a scalar; number predicted right, an integer tensor)
     "Cross-entropy of the answers. The whole table of scores never exists. Source of the idea: Liger Kernel, fused linear cross-entropy."
     return _AnswerLoss.apply(hidden, weight, targets, chunk)
 
-# %% ../../nbs/21a_model.fast.ipynb #059
+# %% ../../nbs/21a_model.fast.ipynb #060
+def pack_weights(model, # a transformers model that is not trained, merged or moved any more
+                ) -> int: # how many layers
+    "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
+    n = 0
+    for layer in model.modules():
+        if not _packs(layer): continue
+        layer.forward = _packed_forward(_laid_out(layer.weight, rows=8), layer.bias)
+        n += 1
+    return n
+
+def _packs(layer):
+    "Can the weights of this layer be laid out?"
+    if type(layer) is not torch.nn.Linear or layer.weight.dtype is not torch.bfloat16 or layer.weight.device.type != "cpu": return False
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def _laid_out(weight, rows): return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)   # for about so many rows a product
+
+def _packed_forward(weight, bias):
+    def forward(x): return _linear(x, None, bias, weight)
+    return forward
+
+# %% ../../nbs/21a_model.fast.ipynb #065
+_ROOM, _GAIN = 256e6, ("k_proj", "v_proj", "gate_proj", "up_proj") # bytes for the copies; the layers
+
+def _packed(W): return _laid_out(W, rows=512), _laid_out(W.t().contiguous(), rows=512)
+
+# %% ../../nbs/21a_model.fast.ipynb #068
 def _norm_forward(self, hidden_states): return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 def _mlp_forward(self, x):
@@ -351,7 +384,7 @@ def _attention_forward(self, hidden_states, position_embeddings=None, attention_
     seen = grouped_attention(q, k, v, attention_mask, self.scaling) if one is None else one_row_attention(q, k, v, attention_mask, self.scaling, one)
     return self.o_proj(seen.reshape(*shape, -1)), None
 
-# %% ../../nbs/21a_model.fast.ipynb #060
+# %% ../../nbs/21a_model.fast.ipynb #069
 _LEAST = 1/16 # of the tokens of a batch, shared or padding, from which on it is worth the rearranging
 
 def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kw):
@@ -369,7 +402,7 @@ def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=Non
     out.last_hidden_state = one.part(out.last_hidden_state[0], True)[:, :length]
     return out
 
-# %% ../../nbs/21a_model.fast.ipynb #061
+# %% ../../nbs/21a_model.fast.ipynb #070
 def _at_work(layer):
     "The name of the one adapter that a LoRA layer works with; None where it is switched off or merged, or where there are several."
     return layer.active_adapters[0] if not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1 else None
@@ -386,9 +419,10 @@ def _lora_forward(self, x, *args, **kw):
     name = None if args or kw else _at_work(self)
     if name is None: return type(self).forward(self, x, *args, **kw)
     if name not in self.lora_A: return self.base_layer(x)
-    if name not in self.lora_variant: return lora_product(x, *_weights(self, name))
+    packed = vars(self).get("packed")
+    if name not in self.lora_variant: return lora_product(x, *_weights(self, name), packed)
     if "row_squares" not in vars(self): self.row_squares = self.base_layer.weight.float().square().sum(1)
-    return dora_product(x, *_weights(self, name), self.lora_magnitude_vector[name].weight, self.row_squares)
+    return dora_product(x, *_weights(self, name), self.lora_magnitude_vector[name].weight, self.row_squares, packed)
 
 def _plain_lora(module):
     "A LoRA or DoRA layer of PEFT that does nothing but what `lora_product` or `dora_product` does."
@@ -397,7 +431,7 @@ def _plain_lora(module):
             and all(type(v) is DoraLinearVariant for v in module.lora_variant.values())
             and all(isinstance(d, torch.nn.Identity) for d in module.lora_dropout.values()))
 
-# %% ../../nbs/21a_model.fast.ipynb #062
+# %% ../../nbs/21a_model.fast.ipynb #071
 @dataclass
 class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
@@ -407,13 +441,13 @@ class SpeedUp:
     def undo(self):
         "Every module has the forward pass of its class again."
         for m in self.modules:
-            for name in ("forward", "row_squares"): vars(m).pop(name, None)
+            for name in ("forward", "row_squares", "packed"): vars(m).pop(name, None)
         self.modules.clear()
 
     def _repr_markdown_(self):
         return "**Faster forward passes:** " + (", ".join(f"{n} {k}" for k, n in self.counts.items()) or "none; this model's layers are not known here")
 
-# %% ../../nbs/21a_model.fast.ipynb #063
+# %% ../../nbs/21a_model.fast.ipynb #072
 def _known(module):
     "(kind, forward) for a module that we can replace, else None."
     from peft.tuners.lora import Linear
@@ -424,44 +458,40 @@ def _known(module):
         return ("attentions", _attention_forward) if type(module) is LlamaAttention else ("whole decoder", _decoder_forward)
     if type(module) is Linear and _plain_lora(module): return "LoRA layers", _lora_forward
 
-# %% ../../nbs/21a_model.fast.ipynb #064
+# %% ../../nbs/21a_model.fast.ipynb #073
 def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, loaded with attn_implementation="eager"
              share:bool=True # lay a batch out as one long row, what all rows begin with in it once; False where noise is to differ from row to row
             ) -> SpeedUp:
     "Give the known layers of `model` the forward passes of this notebook. Values and gradients stay the same up to rounding."
-    done = SpeedUp()
-    for module in model.modules():
+    done, room = SpeedUp(), _ROOM
+    for name, module in model.named_modules():
         if (known := _known(module)) is None or "forward" in vars(module): continue
         kind, forward = known
         if forward is _decoder_forward and not share: continue
         module.forward = MethodType(forward, module)
         done.modules.append(module)
         done.counts[kind] = done.counts.get(kind, 0) + 1
+        if forward is _lora_forward and name.endswith(_GAIN) and (size := 2 * module.base_layer.weight.nbytes) <= room and _packs(module.base_layer):
+            module.packed, room = _packed(module.base_layer.weight), room - size
+            done.counts["layers with packed weights"] = done.counts.get("layers with packed weights", 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #087
-def pack_weights(model, # a transformers model that is not trained, merged or moved any more
-                ) -> int: # how many layers
-    "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
-    ops, n = torch.ops.mkldnn, 0
-    if not (torch.backends.mkldnn.is_available() and ops._is_mkldnn_bf16_supported()): return 0
-    for layer in model.modules():
-        if type(layer) is not torch.nn.Linear or layer.weight.dtype is not torch.bfloat16 or layer.weight.device.type != "cpu": continue
-        layer.forward = _packed_forward(ops._reorder_linear_weight(layer.weight.detach(), 8), layer.bias)   # 8: rows that it is laid out for
-        n += 1
-    return n
+# %% ../../nbs/21a_model.fast.ipynb #075
+def why_padded(config # the `Config` of a training
+              ) -> str|None:
+    "Why the rows of a batch are filled up to the longest; None when they are laid out as one, on a CPU."
+    reason = ("the trained vectors stand before it" if config.method == "prompt" else "compiled layers take whole rows" if config.compile == "on"
+              else "dropout is to differ from row to row" if config.method in ("lora", "qlora", "dora") and config.lora_dropout
+              else "the noise of NEFTune is to differ from row to row" if config.neftune_noise_alpha else None)
+    return reason and f"{config.method}: rows are filled up to the longest, and the beginning that all share is computed for each row: {reason}"
 
-def _packed_forward(weight, bias):
-    def forward(x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return forward
-
-# %% ../../nbs/21a_model.fast.ipynb #092
+# %% ../../nbs/21a_model.fast.ipynb #099
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #097
+# %% ../../nbs/21a_model.fast.ipynb #104
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

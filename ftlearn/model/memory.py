@@ -257,7 +257,7 @@ class Estimate:
     why:dict # where each term comes from
     settings:dict # batch, length and so on
 
-    _always = ("framework", "weights", "quantization constants", "weights file", "adapter", "optimizer")
+    _always = ("framework", "weights", "quantization constants", "weights file", "packed weights", "adapter", "optimizer")
 
     @property
     def at_loss(self)->int:
@@ -280,7 +280,7 @@ class Estimate:
 
 # %% ../../nbs/22_model.memory.ipynb #052
 _OPTIMIZERS = {"adamw": (8, "two averages in float32"), "adamw_8bit": (2, "two averages in 8 bits"), "sgd": (0, "none")}
-_LOGITS = {"parts": "128 answer tokens at a time, gradient at once", "labels": "all answer tokens", "all": "every token"}
+_LOGITS = {"parts": "320 answer tokens at a time, gradient at once", "labels": "all answer tokens", "all": "every token"}
 
 def _frozen(shape, quant, double, c):
     "(weights, constants, dequantized copy) of a frozen base"
@@ -289,6 +289,13 @@ def _frozen(shape, quant, double, c):
     weights, constants = (shape.layers * sum(e[k] for e in each) for k in (0, 1))
     return weights + c * (shape.parameters - shape.block), constants, c * max(i * o for i, o in shape.linears.values())
 
+def _laid_out(shape, names, c):
+    "Bytes of the copies of matrices that `speed_up` of 21a lays out for both directions"
+    from ftlearn.model.fast import _GAIN, _ROOM
+    size = 0
+    for i, o in [shape.linears[n] for n in shape.linears if n in names and n in _GAIN] * shape.layers: size += 2 * c * i * o if size + 2 * c * i * o <= _ROOM else 0
+    return size
+
 def _unpacks(size, free):
     "Whether 21 would hold so many bytes of 4-bit weights unpacked."
     from ftlearn.model.adapt import _room_to_unpack
@@ -296,7 +303,7 @@ def _unpacks(size, free):
 
 def _logits(shape, kind, labels, tokens, c):
     "Bytes for the scores of the vocabulary: as computed, in float32, and their gradient"
-    n = {"parts": min(labels, 128), "labels": labels, "all": tokens}[kind]
+    n = {"parts": min(labels, 320), "labels": labels, "all": tokens}[kind]
     return n * shape.vocabulary * (c + (8 if c != 4 else 4))
 
 # %% ../../nbs/22_model.memory.ipynb #053
@@ -309,13 +316,20 @@ def _choices(method, device, quant, attention, logits, double, optimizer):
     if logits == "auto": logits = "parts" if device == "cpu" and method != "full" else "labels"
     return attention, logits
 
-def _activations(shape, method, rows, length, labels, shared, how, checkpointing, virtual):
+def _activations(shape, method, rows, length, total, labels, shared, how, checkpointing, virtual):
     "Bytes kept for the backward pass"
-    width, c = length + (virtual if method == "prompt" else 0), 4 if how["dtype"] == "float32" else 2
-    tokens = rows * width - (rows - 1) * shared
+    before, c = virtual if method == "prompt" else 0, 4 if how["dtype"] == "float32" else 2
+    width, tokens = length + before, total + rows * before - (rows - 1) * shared
     layer = sum(layer_activations(shape, method, width, **how).values()) * tokens
     stream = (4 if method == "full" else c) * shape.hidden * tokens
     return tokens, (layer + shape.layers * stream if checkpointing else shape.layers * layer) + c * labels * shape.hidden
+
+def _in_a_pass(batch, length, tokens, labels, accumulation):
+    "(tokens, answer tokens) of a batch, checked"
+    if min(batch, length, accumulation) < 1: raise UserError("batch, length and accumulation are at least 1", value=(batch, length, accumulation))
+    if tokens is not None and not length <= tokens <= batch * length: raise UserError(f"tokens of a batch of {batch} rows, the longest of {length} tokens", value=tokens, allowed=f"{length} to {batch * length}")
+    total = batch * length if tokens is None else tokens
+    return total, total // 2 if labels is None else labels
 
 # %% ../../nbs/22_model.memory.ipynb #054
 def framework_bytes(device:str="cpu", # or "cuda"
@@ -328,9 +342,10 @@ def estimate(
     model, # as in `shape_of`
     method:str="lora", # one of `METHODS`
     batch:int=8, # rows in one pass
-    length:int=256, # tokens of a row; of the longest in a batch, as the others are filled up to it
+    length:int=256, # tokens of a row; of the longest in a batch
     labels:int|None=None, # answer tokens in a batch; None: half of all
-    *, shared:int=0, # tokens that all rows begin with and that are computed once
+    *, tokens:int|None=None, # of all rows of a batch, where they lie end to end, as on a CPU; None: all are as long as the longest, or filled up to it
+    shared:int=0, # tokens that all rows begin with and that are computed once
     r:int=16, # rank
     targets="all-linear", # matrices with an adapter
     quant:str="auto", # qlora: "bnb" holds 4 bits, "dequantized" holds them unpacked; auto: as `choose_quant` would
@@ -347,17 +362,17 @@ def estimate(
 )->Estimate:
     "The memory that training needs, by term. Raises `UserError`: an unknown name, a setting that there is not, a batch or length below 1."
     shape, (attention, logits) = shape_of(model), _choices(method, device, quant, attention, logits, double_quant, optimizer)
-    if min(batch, length, accumulation) < 1: raise UserError("batch, length and accumulation are at least 1", value=(batch, length, accumulation))
-    c, labels = 4 if dtype == "float32" else 2, batch * length // 2 if labels is None else labels
+    c, (total, labels) = 4 if dtype == "float32" else 2, _in_a_pass(batch, length, tokens, labels, accumulation)
     if method != "qlora": quant = "none"
-    if quant == "auto": quant = "dequantized" if device == "cpu" and _unpacks(c * shape.parameters, free) else "bnb"
+    elif quant == "auto": quant = "dequantized" if device == "cpu" and _unpacks(c * shape.parameters, free) else "bnb"
     n = trained_numbers(shape, method, r, targets, virtual_tokens)
     weights, constants, unpacked = (4 * n, 0, 0) if method == "full" else _frozen(shape, quant, double_quant, c)
-    tokens, kept = _activations(shape, method, batch, length, labels, shared, dict(attention=attention, dtype=dtype, r=r, targets=targets), checkpointing, virtual_tokens)
+    tokens, kept = _activations(shape, method, batch, length, total, labels, shared, dict(attention=attention, dtype=dtype, r=r, targets=targets), checkpointing, virtual_tokens)
     copies = 0 if c == 4 or method in ("prompt", "ia3") else c * (shape.block + shape.embedding if method == "full" else n)
     table = batch * shape.heads * length**2 * (8 + 2 * c) if attention != "sdpa" else 0
     terms = {"framework": framework_bytes(device), "weights": weights, "quantization constants": constants, "dequantized copy": unpacked, "adapter": 0 if method == "full" else 4 * n, "gradients": 4 * n, "optimizer": _OPTIMIZERS[optimizer][0] * n,
              "copies of what trains": copies, "activations": kept, "logits": _logits(shape, logits, labels, tokens, c),
+             "packed weights": _laid_out(shape, _adapted(shape, method, targets), c) if (device, c, quant) in (("cpu", 2, "none"), ("cpu", 2, "dequantized")) else 0,
              "weights file": c * shape.block if quant == "bnb" and device == "cpu" and c == 2 else 0, "allocator": _tables()[0]["allocator"][device] * kept,
              "identity of DoRA": max(0, _identity(shape, _adapted(shape, method, targets), c) - _logits(shape, logits, labels, tokens, c)) if method == "dora" and attention != "grouped" else 0,
              "buffers": max(4 * c * tokens * shape.inner, table, (4 + c) * shape.embedding if method == "full" else 0)}
@@ -369,7 +384,7 @@ def _why(shape, s, method):
     "A phrase for each term"
     base = "all in float32" if method == "full" else f"matrices in 4 bits, the rest in {s['dtype']}" if s["quant"] == "bnb" else f"frozen, {s['dtype']}"
     return {"framework": "Python, torch and the others, measured" if s["device"] == "cpu" else "context and kernels of the GPU, not measured here", "weights": f"{_n(shape.parameters)} numbers, {base}", "quantization constants": "a scale for 64 weights, a scale for 256 scales",
-            "adapter": "float32", "gradients": f"{_n(s['trained'])} numbers, float32; they come as the activations go", "optimizer": f"{s['optimizer']}: {_OPTIMIZERS[s['optimizer']][1]}",
+            "packed weights": "copies of k, v, gate and up, laid out for the products of both directions", "adapter": "float32", "gradients": f"{_n(s['trained'])} numbers, float32; they come as the activations go", "optimizer": f"{s['optimizer']}: {_OPTIMIZERS[s['optimizer']][1]}",
             "copies of what trains": "in bfloat16, made by autocast", "activations": f"{s['tokens']:,} tokens, {shape.layers} layers, attention {s['attention']}" + (", checkpointed" if s["checkpointing"] else ""),
             "logits": f"{_LOGITS[s['logits']]}; vocabulary {shape.vocabulary:,}", "dequantized copy": "one matrix at a time", "allocator": "freed blocks between kept ones, into which nothing fits: a share of the activations, measured on a stand-in", "weights file": "matrices before they were quantized; embeddings and norms still point into the file, so all of it stays mapped",
             "identity of DoRA": "what B(A(I)) of the largest matrix takes beyond the logits, which come when it is gone", "buffers": "of the backward pass; they go with the gradients"}

@@ -19,7 +19,7 @@ from ftlearn.data.recombine import recombine
 from ftlearn.data.encode import encode_rows
 from ftlearn.data.mix import row_weights
 from ftlearn.model.adapt import adapt
-from ftlearn.model.fast import keep_fewer_products, speed_up
+from ftlearn.model.fast import keep_fewer_products, speed_up, why_padded
 from ftlearn.model.load import Loaded, load_model
 from ftlearn.train.checkpoint import Stop, explain_full_disk, newest, save_checkpoint
 from ftlearn.train.processes import SameOrder, first_then_all, from_first, is_first, join_processes, one_writer, processes, total, wait, with_padding
@@ -243,14 +243,6 @@ def _layers_name(model):
     return next(name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n)
 
 # %% ../../nbs/42_train.sft.ipynb #027
-def _not_shared(config):
-    "Why the beginning that all rows share is computed for each row; None when it is computed once."
-    lora = config.method in ("lora", "qlora", "dora")
-    reason = ("the trained vectors stand before it" if config.method == "prompt" else "compiled layers take whole rows" if config.compile == "on"
-              else "dropout is to differ from row to row" if lora and config.lora_dropout
-              else "the noise of NEFTune is to differ from row to row" if config.neftune_noise_alpha else None)
-    return reason and f"{config.method}: the beginning that all rows share is computed for each row: {reason}"
-
 def _as_peft(config, model, fast):
     "Why adapter layers run as PEFT has them; None when none do."
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -309,7 +301,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
     trainer.remove_callback(PrinterCallback)
     trainer.data_collator = _with_weights(trainer.data_collator)
     if trainer.args.bf16 or trainer.args.fp16: compute_in_base_dtype(model)
-    not_shared = _not_shared(config)
+    not_shared = why_padded(config)
     fast = speed_up(model, share=not not_shared) if loaded.device.name == "cpu" and config.compile != "on" else None
     if config.compile == "on":
         for layer in loaded.model.get_submodule(_layers_name(loaded.model)): layer.compile(dynamic=True)
