@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     write_jsonl(tmp / "rows.jsonl", [r | {"messages": [SYSTEM, *r["messages"]]} for r in tiny_rows(160)])
-    settings = dict(model="tiny", data=str(tmp / "rows.jsonl"), out=str(tmp / "toy run"), method="lora", max_steps=70, learning_rate=6e-3, split="80/10/10", max_new_tokens=24, device="cpu", dtype="float32", per_device_train_batch_size=16, eval_steps=70)
+    settings = dict(model="tiny", data=str(tmp / "rows.jsonl"), out=str(tmp / "toy run"), method="lora", max_steps=100, learning_rate=6e-3, split="80/10/10", max_new_tokens=24, device="cpu", dtype="float32", per_device_train_batch_size=16, eval_steps=70)
     run = train(resolve(settings, settings=False), progress=False, say=lambda text: None)
     run.predictions.mkdir(exist_ok=True)
     write_jsonl(run.predictions / "tuned.jsonl", generate(load_tuned(run, lambda text: None), load_splits(run.data).test, 24, progress=False))
