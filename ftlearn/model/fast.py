@@ -476,7 +476,7 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
             done.counts["layers with packed weights"] = done.counts.get("layers with packed weights", 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #075
+# %% ../../nbs/21a_model.fast.ipynb #093
 def why_padded(config # the `Config` of a training
               ) -> str|None:
     "Why the rows of a batch are filled up to the longest; None when they are laid out as one, on a CPU."
@@ -485,13 +485,13 @@ def why_padded(config # the `Config` of a training
               else "the noise of NEFTune is to differ from row to row" if config.neftune_noise_alpha else None)
     return reason and f"{config.method}: rows are filled up to the longest, and the beginning that all share is computed for each row: {reason}"
 
-# %% ../../nbs/21a_model.fast.ipynb #099
+# %% ../../nbs/21a_model.fast.ipynb #101
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #104
+# %% ../../nbs/21a_model.fast.ipynb #106
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

@@ -301,8 +301,8 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
     trainer.remove_callback(PrinterCallback)
     trainer.data_collator = _with_weights(trainer.data_collator)
     if trainer.args.bf16 or trainer.args.fp16: compute_in_base_dtype(model)
-    not_shared = why_padded(config)
-    fast = speed_up(model, share=not not_shared) if loaded.device.name == "cpu" and config.compile != "on" else None
+    padded = why_padded(config)
+    fast = speed_up(model, share=not padded) if loaded.device.name == "cpu" and config.compile != "on" else None
     if config.compile == "on":
         for layer in loaded.model.get_submodule(_layers_name(loaded.model)): layer.compile(dynamic=True)
     callback.trainer, guard.trainer, trainer.ft_run, trainer.ft_identity, trainer.ft_guard = trainer, trainer, run.path, identity, guard
@@ -310,9 +310,9 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
     trainer.ft_rows, trainer.ft_eval_rows, trainer.ft_writer, trainer.ft_batches, trainer.ft_taught, trainer.ft_operations = train_set, eval_set, writer, [], Counter(), None
     trainer.ft_watch, trainer.ft_load_best, trainer.ft_score = watch, config.load_best, scorer(config, loaded, eval_rows)
     if trainer.is_fsdp_enabled and (config.load_best or trainer.ft_score): raise UserError("load_best and a metric of generated answers need the whole model in each process, and FSDP spreads it", fix="watch the loss without load_best, or use ddp")
-    for reason in filter(None, (_as_peft(config, model, fast), not_shared)): say(reason)
+    for reason in filter(None, (_as_peft(config, model, fast), padded)): say(reason)
     at_once = fast and "whole decoder" in fast.counts  # the model itself sees to it
-    trainer.ft_prefix = 0 if not_shared or at_once or trainer.is_fsdp_enabled else shared_prefix([*train_set, *eval_set])
+    trainer.ft_prefix = 0 if padded or at_once or trainer.is_fsdp_enabled else shared_prefix([*train_set, *eval_set])
     try:
         with guard.stop:
             if found and found.step >= steps: guard.last()  # killed after the last step, before the adapter was written
