@@ -80,17 +80,17 @@ def dora_product(x, # [..., d_in]
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        wide = x.float()
-        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        wide = x.to(torch.float32, copy=True)
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype) * weight
+        return wide.mul_(inverse).to(x.dtype) * weight
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, inverse = ctx.saved_tensors
-        g, n = (dy * weight).float(), x.float() * inverse
-        dot = (g * n).mean(-1, keepdim=True)
-        return g.sub_(n.mul_(dot)).mul_(inverse).to(x.dtype), None, None
+        g, wide = (dy * weight).float(), x.float()
+        mean = (g * wide).mean(-1, keepdim=True).mul_(inverse.square())
+        return g.addcmul_(wide, mean, value=-1).mul_(inverse).to(x.dtype), None, None
 
 # %% ../../nbs/21a_model.fast.ipynb #023
 def rms_norm(x, # [..., d]
@@ -124,19 +124,20 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up, W, bias, A, B, scale):
         g, x = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
-        h, a, b = F.silu(g).mul_(x), A.to(W.dtype), (B * scale).to(W.dtype)
+        s, a, b = F.silu(g), A.to(W.dtype), (B * scale).to(W.dtype)
+        h, slope = s * x, torch.ops.aten.silu_backward(x, g)
         t = h @ a.t()
-        ctx.save_for_backward(g, x, W, a, b, t)
+        ctx.save_for_backward(h, s, slope, W, a, b, t)
         ctx.scale, ctx.shape, ctx.dtypes = scale, gate.shape, (A.dtype, B.dtype)
         return F.linear(h, W, bias).addmm_(t, b.t()).view(*gate.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, dy):
-        gate, up, W, a, b, t = ctx.saved_tensors
+        h, s, slope, W, a, b, t = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
-        u, s = dy @ b, F.silu(gate)
-        dA, dh = u.t() @ (s * up), (dy @ W).addmm_(u, a)
-        dgate, dup = torch.ops.aten.silu_backward(dh * up, gate), dh.mul_(s)
+        u = dy @ b
+        dA, dh = u.t() @ h, (dy @ W).addmm_(u, a)
+        dgate, dup = dh * slope, dh.mul_(s)
         return dgate.view(ctx.shape), dup.view(ctx.shape), None, None, dA.to(ctx.dtypes[0]), (dy.t() @ t).to(ctx.dtypes[1]).mul_(ctx.scale), None
 
 
@@ -149,29 +150,28 @@ def gated_product(gate, # [..., d_in]
                   B, # [d_out, r], trained
                   scale:float # alpha / r
                  ): # [..., d_out]
-    "`lora_product` of `silu(gate) * up`, which is computed again on the way back. Source of the idea: Unsloth, `LoRA_MLP`."
+    "`lora_product` of `silu(gate) * up`. Source of the idea: Unsloth, `LoRA_MLP`."
     return _GatedProduct.apply(gate, up, W, bias, A, B, scale)
 
 
 # %% ../../nbs/21a_model.fast.ipynb #033
-def _turn(x, cos, sin):
-    half = x.shape[-1] // 2
-    a, b, c, s = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
-    out = torch.empty_like(x)
-    torch.sub(a * c, b * s, out=out[..., :half])
-    torch.add(b * c, a * s, out=out[..., half:])
-    return out
+def _turn(x, cos, sin, way): # way: 1 or -1
+    (a, b), s, out = x.chunk(2, -1), sin.chunk(2, -1)[0], x * cos
+    first, second = out.chunk(2, -1)
+    first.addcmul_(b, s, value=-way)
+    second.addcmul_(a, s, value=way)
+    return out.to(x.dtype)
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _turn(x, cos, sin, 1)
 
     @staticmethod
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
-        return _turn(dy, cos, -sin), None, None
+        return _turn(dy, cos, sin, -1), None, None
 
 # %% ../../nbs/21a_model.fast.ipynb #034
 def rotate(x, # [rows, heads, length, d]
@@ -182,26 +182,33 @@ def rotate(x, # [rows, heads, length, d]
     return _Rotate.apply(x, cos, sin)
 
 # %% ../../nbs/21a_model.fast.ipynb #037
+def _attend(q, k, v, mask, rows): # q [rows * key heads, queries, d], scaled; k, v [rows * key heads, m, d]; mask [rows or 1, 1, n, m]; queries is a multiple of n
+    "(what the queries see, like q; the weights of the softmax)"
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if mask is not None: scores.view(rows, len(q) // rows, -1, *mask.shape[2:]).add_(mask[:, :, None])
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    return torch.bmm(weights, v), weights
+
+def _attend_back(dy, q, k, v, weights):
+    "The gradients of q, k and v."
+    ds = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), weights, -1, q.dtype)
+    return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(weights.transpose(1, 2), dy)
+
 class _GroupedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, scale):
         (rows, heads, n, d), (shared, m) = query.shape, key.shape[1:3]
-        q, k, v = query.reshape(rows * shared, -1, d), key.reshape(rows * shared, m, d), value.reshape(rows * shared, m, d)
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-        if mask is not None: scores.view(rows, shared, -1, n, m).add_(mask[:, :, None])
-        weights = F.softmax(scores, -1, dtype=torch.float32)
+        q, k, v = (query * scale).reshape(rows * shared, -1, d), key.reshape(rows * shared, m, d), value.reshape(rows * shared, m, d)
+        seen, weights = _attend(q, k, v, mask, rows)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.like = scale, (query.shape, key.shape)
-        return torch.bmm(weights.to(q.dtype), v).view(rows, heads, n, -1).transpose(1, 2)
+        return seen.view(rows, heads, n, -1).transpose(1, 2)
 
     @staticmethod
     def backward(ctx, dy):
         q, k, v, weights = ctx.saved_tensors
-        dy, w = dy.transpose(1, 2).reshape(*q.shape[:2], -1), weights.to(q.dtype)
-        dw = torch.bmm(dy, v.transpose(1, 2)).float()
-        ds = torch._softmax_backward_data(dw, weights, -1, torch.float32).to(q.dtype).mul_(ctx.scale)
-        dq, dk, dv = torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), dy)
-        return dq.view(ctx.like[0]), dk.view(ctx.like[1]), dv.view(*ctx.like[1][:3], -1), None, None
+        dq, dk, dv = _attend_back(dy.transpose(1, 2).reshape(*q.shape[:2], -1), q, k, v, weights)
+        return dq.mul_(ctx.scale).view(ctx.like[0]), dk.view(ctx.like[1]), dv.view(*ctx.like[1][:3], -1), None, None
 
 # %% ../../nbs/21a_model.fast.ipynb #038
 def grouped_attention(query, # [rows, heads, n, d]
@@ -234,60 +241,88 @@ class OneRow:
         kept = mask[:, n:].nonzero()                         # [tokens of all rests, 2]: row, place in its rest
         self.mask, self.rows, self.n, self.real = mask.bool(), len(mask), n, n + len(kept)
         self.total, self.rest = (-(-x // multiple) * multiple for x in (self.real, mask.shape[1] - n))
-        self.at, self.behind = (kept[:, 0] * (before + self.rest) + before + kept[:, 1] for before in (0, n))   # where the rests lie in [rows, rest] and in [rows, n + rest]
+        self.row, self.place = kept.unbind(1)
         self.positions = torch.zeros(1, self.total, dtype=torch.long)
-        self.positions[0, :self.real] = torch.cat([torch.arange(n), n + kept[:, 1]])
+        self.positions[0, :self.real] = torch.cat([torch.arange(n), n + self.place])
+        self.tokens = torch.zeros(self.rows, n + self.rest, dtype=torch.long)   # which token of the long row stands at each place of each row; the first one for padding
+        self.tokens[:, :n], self.tokens[self.row, n + self.place] = torch.arange(n), torch.arange(n, self.real)
+        self.known = {}
 
     def join(self, ids): # [rows, length] -> [1, total]
         "Token ids as one long row; zeros fill it up."
         return F.pad(torch.cat([ids[0, :self.n], ids[:, self.n:][self.mask[:, self.n:]]]), (0, self.total - self.real))[None]
 
-    def part(self, x, # [total, ...]
-             beginning:bool=True # each row with the beginning, whose gradients are summed over the rows; False: the rests alone
-            ): # [rows, n + rest, ...] or [rows, rest, ...]
-        "The rows again, one below the other; zeros are the padding."
-        return _Part.apply(x, self, beginning)
+    def part(self, x # [total, ...]
+            ): # [rows, n + rest, ...]
+        "The rows again, one below the other; the first token stands for padding, without a gradient."
+        return _Part.apply(x, self)
 
-    def collect(self, first, # [n, ...]
-                rests # [rows, rest, ...]
-               ): # [total, ...]
-        "The long row of a beginning and the rests."
-        return _Collect.apply(first, rests, self)
+    def heads(self, shared, # key heads
+              group, # queries that share one
+              like # a tensor of the type that `real` is to have
+             ): # the way of the queries there and back, that of the keys, `real`: 1 at the queries and 0 at padding
+        "Where the vectors of [rows, shared, group, rest, d] stand in [total, heads, d] and those of [rows, shared, n + rest, d] in [total, shared, d], and where the rests of the long row stand there."
+        if (shared, group, like.dtype) not in self.known:
+            h, m = torch.arange(shared * group), self.n + self.rest
+            queries = self.tokens[:, None, self.n:] * len(h) + h[:, None], (self.row[:, None] * len(h) + h) * self.rest + self.place[:, None]
+            keys = self.tokens[:, None] * shared + h[:shared, None], (self.row[:, None] * shared + h[:shared]) * m + self.n + self.place[:, None]
+            real = like.new_zeros(self.rows, 1, 1, self.rest, 1)
+            real[self.row, 0, 0, self.place] = 1
+            self.known[shared, group, like.dtype] = *([at.flatten() for at in pair] for pair in (queries, keys)), real
+        return self.known[shared, group, like.dtype]
 
 # %% ../../nbs/21a_model.fast.ipynb #046
 class _Part(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, one, beginning):
-        ctx.one, ctx.n = one, one.n if beginning else 0
-        out = x.new_zeros(one.rows, ctx.n + one.rest, *x.shape[1:])
-        if ctx.n: out[:, :ctx.n] = x[:ctx.n]
-        out.flatten(0, 1).index_copy_(0, one.behind if beginning else one.at, x[one.n:one.real])
-        return out
-
-    @staticmethod
-    def backward(ctx, dy):
-        one, n = ctx.one, ctx.n
-        dx = dy.new_zeros(one.total, *dy.shape[2:])
-        if n: torch.sum(dy[:, :n], 0, out=dx[:n])
-        torch.index_select(dy.flatten(0, 1), 0, one.behind if n else one.at, out=dx[one.n:one.real])
-        return dx, None, None
-
-class _Collect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, first, rests, one):
+    def forward(ctx, x, one):
         ctx.one = one
-        out = rests.new_zeros(one.total, *rests.shape[2:])
-        out[:one.n] = first
-        torch.index_select(rests.flatten(0, 1), 0, one.at, out=out[one.n:one.real])
-        return out
+        return x.index_select(0, one.tokens.flatten()).view(*one.tokens.shape, *x.shape[1:])
 
     @staticmethod
     def backward(ctx, dy):
         one = ctx.one
-        rests = dy.new_zeros(one.rows * one.rest, *dy.shape[1:]).index_copy_(0, one.at, dy[one.n:one.real])
-        return dy[:one.n], rests.unflatten(0, (one.rows, one.rest)), None
+        dx = dy.new_zeros(one.total, *dy.shape[2:])
+        if one.n: torch.sum(dy[:, :one.n], 0, out=dx[:one.n])
+        dx[one.n:one.real] = dy[one.row, one.n + one.place]
+        return dx, None
 
 # %% ../../nbs/21a_model.fast.ipynb #050
+def _beginning(x, n, shared): # [total, heads, d] -> [shared, heads / shared * n, d]
+    return x[:n].unflatten(1, (shared, -1)).permute(1, 2, 0, 3).reshape(shared, -1, x.shape[-1])
+
+def _long_row(rests, back, first, one, heads): # vectors of the rests where `back` tells, [shared, heads / shared * n, d] -> [total, heads, d]
+    out = rests.new_empty(one.total, heads, rests.shape[-1])
+    out[one.real:] = 0
+    out[:one.n] = first.view(len(first), -1, one.n, first.shape[-1]).permute(2, 0, 1, 3).flatten(1, 2)
+    torch.index_select(rests.view(-1, rests.shape[-1]), 0, back, out=out[one.n:one.real].view(-1, rests.shape[-1]))
+    return out
+
+class _OneRowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scale, one):
+        (heads, _, d), shared, n = query.shape[1:], key.shape[1], one.n
+        q_way, k_way, real = ctx.ways = one.heads(shared, heads // shared, query)
+        long = [x[0].transpose(0, 1).contiguous() for x in (query * scale, key, value)]   # [total, heads, d]
+        rests = [x.view(-1, d).index_select(0, at).view(one.rows * shared, -1, d) for x, at in zip(long, (q_way[0], k_way[0], k_way[0]))]
+        first = [_beginning(x, n, shared) for x in long]
+        (seen, weights), (before, their) = _attend(*rests, mask[:, :, n:], one.rows), _attend(*first, mask[:, :, :n, :n], 1)
+        ctx.save_for_backward(*rests, weights, *first, their)
+        ctx.scale, ctx.one, ctx.shared = scale, one, shared
+        return _long_row(seen, q_way[1], before, one, heads)[None]
+
+    @staticmethod
+    def backward(ctx, dy):
+        (q_way, k_way, real), saved, one, shared = ctx.ways, ctx.saved_tensors, ctx.one, ctx.shared
+        dy, n = dy[0].contiguous(), one.n
+        there = dy.view(-1, dy.shape[-1]).index_select(0, q_way[0]).view(one.rows, shared, -1, one.rest, dy.shape[-1]).mul_(real)   # nobody sees what padding asks
+        dq, *keys = zip(_attend_back(there.view_as(saved[0]), *saved[:4]), _attend_back(_beginning(dy, n, shared), *saved[4:]))
+        out = [_long_row(dq[0], q_way[1], dq[1], one, dy.shape[1]).mul_(ctx.scale)]
+        for rests, first in keys:
+            first += rests.view(one.rows, shared, n + one.rest, -1)[:, :, :n].sum(0)   # all rows look at the beginning
+            out.append(_long_row(rests, k_way[1], first, one, shared))
+        return *(x.transpose(0, 1)[None] for x in out), None, None, None
+
+# %% ../../nbs/21a_model.fast.ipynb #051
 def one_row_attention(query, # [1, heads, total, d]
                       key, # [1, key heads, total, d]
                       value, # like key
@@ -296,12 +331,9 @@ def one_row_attention(query, # [1, heads, total, d]
                       one:OneRow # where the tokens of each row lie
                      ): # [1, total, heads, d]
     "`grouped_attention` of rows that are laid out as one."
-    rests = [one.part(x[0].transpose(0, 1), beginning).transpose(1, 2) for x, beginning in ((query, False), (key, True), (value, True))]
-    seen = grouped_attention(*rests, mask[:, :, one.n:], scale)
-    first = grouped_attention(*(x[:, :, :one.n] for x in (query, key, value)), mask[:, :, :one.n, :one.n], scale)[0] if one.n else seen.new_zeros(0, *seen.shape[2:])
-    return one.collect(first, seen)[None]
+    return _OneRowAttention.apply(query, key, value, mask, scale, one)
 
-# %% ../../nbs/21a_model.fast.ipynb #054
+# %% ../../nbs/21a_model.fast.ipynb #055
 _tables = threading.local()
 
 def _table(name, rows, like, dtype):
@@ -332,7 +364,7 @@ class _AnswerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #055
+# %% ../../nbs/21a_model.fast.ipynb #056
 def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each position that predicts a labelled token
                          weight, # [vocabulary, d]: the frozen output layer
                          targets, # [n]: the token ids to predict
@@ -341,7 +373,7 @@ def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each positio
     "Cross-entropy of the answers. The whole table of scores never exists. Source of the idea: Liger Kernel, fused linear cross-entropy."
     return _AnswerLoss.apply(hidden, weight, targets, chunk)
 
-# %% ../../nbs/21a_model.fast.ipynb #060
+# %% ../../nbs/21a_model.fast.ipynb #061
 def pack_weights(model, # a transformers model that is not trained, merged or moved any more
                 ) -> int: # how many layers
     "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
@@ -363,12 +395,12 @@ def _packed_forward(weight, bias):
     def forward(x): return _linear(x, None, bias, weight)
     return forward
 
-# %% ../../nbs/21a_model.fast.ipynb #065
+# %% ../../nbs/21a_model.fast.ipynb #066
 _ROOM, _GAIN = 256e6, ("k_proj", "v_proj", "gate_proj", "up_proj") # bytes for the copies; the layers
 
 def _packed(W): return _laid_out(W, rows=512), _laid_out(W.t().contiguous(), rows=512)
 
-# %% ../../nbs/21a_model.fast.ipynb #068
+# %% ../../nbs/21a_model.fast.ipynb #069
 def _norm_forward(self, hidden_states): return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 def _mlp_forward(self, x):
@@ -384,7 +416,7 @@ def _attention_forward(self, hidden_states, position_embeddings=None, attention_
     seen = grouped_attention(q, k, v, attention_mask, self.scaling) if one is None else one_row_attention(q, k, v, attention_mask, self.scaling, one)
     return self.o_proj(seen.reshape(*shape, -1)), None
 
-# %% ../../nbs/21a_model.fast.ipynb #069
+# %% ../../nbs/21a_model.fast.ipynb #070
 _LEAST = 1/16 # of the tokens of a batch, shared or padding, from which on it is worth the rearranging
 
 def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kw):
@@ -399,10 +431,10 @@ def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=Non
     dtype = self.embed_tokens.weight.dtype
     causal = torch.full((1, 1, n + one.rest, n + one.rest), torch.finfo(dtype).min, dtype=dtype).triu(1)
     out = type(self).forward(self, input_ids=one.join(input_ids), attention_mask=causal, position_ids=one.positions, use_cache=False, one=one, **kw)
-    out.last_hidden_state = one.part(out.last_hidden_state[0], True)[:, :length]
+    out.last_hidden_state = one.part(out.last_hidden_state[0])[:, :length]
     return out
 
-# %% ../../nbs/21a_model.fast.ipynb #070
+# %% ../../nbs/21a_model.fast.ipynb #071
 def _at_work(layer):
     "The name of the one adapter that a LoRA layer works with; None where it is switched off or merged, or where there are several."
     return layer.active_adapters[0] if not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1 else None
@@ -431,7 +463,7 @@ def _plain_lora(module):
             and all(type(v) is DoraLinearVariant for v in module.lora_variant.values())
             and all(isinstance(d, torch.nn.Identity) for d in module.lora_dropout.values()))
 
-# %% ../../nbs/21a_model.fast.ipynb #071
+# %% ../../nbs/21a_model.fast.ipynb #072
 @dataclass
 class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
@@ -447,7 +479,7 @@ class SpeedUp:
     def _repr_markdown_(self):
         return "**Faster forward passes:** " + (", ".join(f"{n} {k}" for k, n in self.counts.items()) or "none; this model's layers are not known here")
 
-# %% ../../nbs/21a_model.fast.ipynb #072
+# %% ../../nbs/21a_model.fast.ipynb #073
 def _known(module):
     "(kind, forward) for a module that we can replace, else None."
     from peft.tuners.lora import Linear
@@ -458,7 +490,7 @@ def _known(module):
         return ("attentions", _attention_forward) if type(module) is LlamaAttention else ("whole decoder", _decoder_forward)
     if type(module) is Linear and _plain_lora(module): return "LoRA layers", _lora_forward
 
-# %% ../../nbs/21a_model.fast.ipynb #073
+# %% ../../nbs/21a_model.fast.ipynb #074
 def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, loaded with attn_implementation="eager"
              share:bool=True # lay a batch out as one long row, what all rows begin with in it once; False where noise is to differ from row to row
             ) -> SpeedUp:
@@ -476,7 +508,7 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
             done.counts["layers with packed weights"] = done.counts.get("layers with packed weights", 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #093
+# %% ../../nbs/21a_model.fast.ipynb #094
 def why_padded(config # the `Config` of a training
               ) -> str|None:
     "Why the rows of a batch are filled up to the longest; None when they are laid out as one, on a CPU."
@@ -485,13 +517,13 @@ def why_padded(config # the `Config` of a training
               else "the noise of NEFTune is to differ from row to row" if config.neftune_noise_alpha else None)
     return reason and f"{config.method}: rows are filled up to the longest, and the beginning that all share is computed for each row: {reason}"
 
-# %% ../../nbs/21a_model.fast.ipynb #101
+# %% ../../nbs/21a_model.fast.ipynb #102
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #106
+# %% ../../nbs/21a_model.fast.ipynb #107
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache

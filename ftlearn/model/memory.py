@@ -210,8 +210,8 @@ def trained_numbers(
     return shape.layers * (r * sum(i + o for i, o in sizes) + (method == "dora") * sum(o for _, o in sizes))
 
 # %% ../../nbs/22_model.memory.ipynb #035
-ATTENTION = {"grouped": "ftlearn's own on a CPU: keys shared by a group, one table in float32",
-             "eager": "transformers' plain one: that table and another in the compute format, keys and values repeated for each head",
+ATTENTION = {"grouped": "ftlearn's own on a CPU: keys shared by a group, one table in the compute format",
+             "eager": "transformers' plain one: that table and another in float32, keys and values repeated for each head",
              "sdpa": "torch's fused kernel: no table, linear in the length"}
 
 def layer_activations(
@@ -231,13 +231,13 @@ def layer_activations(
     names = list(shape.linears) if method == "full" else names
     has = lambda group: sum(n in group for n in names)
     share = (lambda k: k) if s != c else (lambda k: min(k, 1))  # autocast makes a copy of the input for each matrix
-    table = shape.heads * length * (4 + (c if c != 4 and not own else 0))
+    table = shape.heads * length * (c + (4 if c != 4 and not own else 0))
     norms = 2 * (4 * h + s * h + 4) if method == "full" else 2 * (s * h + 4) if own else 2 * (4 * h + 4)
     parts = {"norms": norms, "inputs of matrices": c * h * (share(has(_FROM_NORM)) + share(has(_INTO_INNER)))}
     parts["attention"] = c * (q + 2 * kv) + (table if own else c * (2 * q - 2 * kv) + table if attention == "eager" else c * q + 4 * shape.heads)
     parts["attention"] += c * q * (bool(has(_OUT)) and attention != "sdpa")
     gated = not set(shape.linears) & {"fc1"}
-    parts["inner layer"] = c * f * ((2 if own else 3) if gated else 1) + c * f * bool(has(_FROM_INNER) and not (own and method == "lora"))  # plain LoRA computes it again
+    parts["inner layer"] = c * f * ((2 if own else 3) if gated else 1) + c * f * bool(has(_FROM_INNER))
     parts["adapters"] = c * r * len(names) * (method != "full") + (method == "dora") * (1 if own else 2) * c * sum(shape.linears[n][1] for n in names)
     if method == "ia3": parts["adapters"] = 2 * c * kv + 4 * f      # PEFT scales keys and values, and the inner layer in float32
     return parts

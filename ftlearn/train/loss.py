@@ -49,10 +49,18 @@ def shared_prefix(rows # `Encoded` rows
     n = min(next(i for i, label in enumerate(r.labels) if label != -100) for r in rows) - 1
     return next((i for i in range(n) if any(r.input_ids[i] != first.input_ids[i] for r in rows)), max(0, n))
 
-# %% ../../nbs/41c_train.loss.ipynb #018
-def _at(model, batch, keep, prefix, hidden):
+# %% ../../nbs/41c_train.loss.ipynb #019
+def _needed(batch, keep):
+    "(tokens, mask, `keep`), each [rows, length], up to the last position of each row that predicts a label. A row without labels stays whole."
+    at = torch.arange(keep.shape[1], device=keep.device)
+    last = (keep * at).amax(1, keepdim=True)
+    mask = batch["attention_mask"] * ((at <= last) | ~keep.any(1, keepdim=True))
+    width = int((mask.bool() * (at + 1)).amax())
+    return batch["input_ids"][:, :width], mask[:, :width], keep[:, :width]
+
+# %% ../../nbs/41c_train.loss.ipynb #021
+def _at(model, ids, mask, keep, prefix, hidden):
     "Logits or hidden states of the positions in `keep`; the first `prefix` tokens are computed for one row and handed to all."
-    ids, mask = batch["input_ids"], batch["attention_mask"]
     if not prefix:
         with head_at(model, keep, hidden): return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     cache = model(input_ids=ids[:1, :prefix], use_cache=True, logits_to_keep=1).past_key_values
@@ -60,13 +68,13 @@ def _at(model, batch, keep, prefix, hidden):
     with head_at(model, keep[:, prefix:], hidden):
         return model(input_ids=ids[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
 
-# %% ../../nbs/41c_train.loss.ipynb #019
+# %% ../../nbs/41c_train.loss.ipynb #022
 def _sums(out, targets, head, in_parts):
     "(summed cross-entropy, number right) of hidden states `in_parts`, else of logits."
     if in_parts: return answer_cross_entropy(out.to(head.weight.dtype), head.weight, targets)
     return torch.nn.functional.cross_entropy(out.float(), targets, reduction="sum"), (out.detach().argmax(-1) == targets).sum()
 
-# %% ../../nbs/41c_train.loss.ipynb #020
+# %% ../../nbs/41c_train.loss.ipynb #023
 def answer_loss(model, # a causal language model, PEFT-wrapped or not
                 batch:dict, # input_ids, attention_mask, labels, each [rows, length]; `weight` [rows] if rows count differently
                 n_labels=None, # what to divide by; None: the labels of this batch. The trainer gives the count over all accumulated batches
@@ -78,18 +86,18 @@ def answer_loss(model, # a causal language model, PEFT-wrapped or not
     targets = batch["labels"][:, 1:][keep[:, :-1]]
     head = _inner(model).get_output_embeddings()
     in_parts = head.weight.device.type == "cpu" and not head.weight.requires_grad and head.bias is None
-    out = _at(model, batch, keep, prefix, hidden=in_parts)
+    out = _at(model, *_needed(batch, keep), prefix, hidden=in_parts)
     groups = [(1.0, slice(None))] if per is None or not len(per) else [(w, per == w) for w in per.unique()]
     sums = [(w, *_sums(out[at], targets[at], head, in_parts)) for w, at in groups]
     total, right = sum(w * loss for w, loss, _ in sums), sum(int(n) for *_, n in sums)
     return total / (max(1, len(targets)) if n_labels is None else n_labels), len(targets), right
 
-# %% ../../nbs/41c_train.loss.ipynb #022
+# %% ../../nbs/41c_train.loss.ipynb #025
 def _worth(prefix, batch, least=256):
     "The prefix, or 0 when sharing it would save fewer than `least` tokens in this batch."
     return prefix if (len(batch["input_ids"]) - 1) * prefix >= least else 0
 
-# %% ../../nbs/41c_train.loss.ipynb #040
+# %% ../../nbs/41c_train.loss.ipynb #043
 class NotFinite(UserError): "A loss or a gradient was NaN or infinite."
 
 def check_finite(what:str, # "loss", "gradient" or "validation loss"
@@ -104,7 +112,7 @@ def check_finite(what:str, # "loss", "gradient" or "validation loss"
     raise NotFinite(f"the {what} {found}", value=value, fix=f"lower learning_rate (divide by 10), keep max_grad_norm at 1.0, and look at {looked}"
                     + (f": {', '.join(map(str, rows))}" if rows else ""), exit_code=1)
 
-# %% ../../nbs/41c_train.loss.ipynb #043
+# %% ../../nbs/41c_train.loss.ipynb #046
 def ids_of(batch:dict, # input_ids, attention_mask [rows, length]
            encoded # `Encoded` rows of the whole training set
           ) -> list: # ids; a row that is not in `encoded` is left out
@@ -113,7 +121,7 @@ def ids_of(batch:dict, # input_ids, attention_mask [rows, length]
     rows = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
     return [known[r] for r in rows if r in known]
 
-# %% ../../nbs/41c_train.loss.ipynb #046
+# %% ../../nbs/41c_train.loss.ipynb #049
 def taught(labels:torch.Tensor, # [rows, length], -100 where there is no loss
            eos:int # id of the token that ends a turn
           ) -> dict: # trained_tokens; answers: stretches of labels; ends: labels that are the end of a turn
@@ -123,7 +131,7 @@ def taught(labels:torch.Tensor, # [rows, length], -100 where there is no loss
     first[:, 1:] &= ~on[:, :-1]
     return {"trained_tokens": int(on.sum()), "answers": int(first.sum()), "ends": int((labels == eos).sum())}
 
-# %% ../../nbs/41c_train.loss.ipynb #049
+# %% ../../nbs/41c_train.loss.ipynb #052
 def memory_mb() -> float: # MB
     "The most memory that this process has taken so far: on the graphics card where there is one in use, else in RAM."
     if torch.cuda.is_available() and torch.cuda.is_initialized(): return round(torch.cuda.max_memory_allocated() / 1e6, 1)
