@@ -182,10 +182,10 @@ def rotate(x, # [rows, heads, length, d]
     return _Rotate.apply(x, cos, sin)
 
 # %% ../../nbs/21a_model.fast.ipynb #037
-def _attend(q, k, v, mask, rows): # q [rows * key heads, queries, d], scaled; k, v [rows * key heads, m, d]; mask [rows or 1, 1, n, m]; queries is a multiple of n
+def _attend(q, k, v, mask, rows, group): # q [rows * key heads, group * n, d], scaled; k, v [rows * key heads, m, d]; mask [rows or 1, 1, n, m]
     "(what the queries see, like q; the weights of the softmax)"
     scores = torch.bmm(q, k.transpose(1, 2))
-    if mask is not None: scores.view(rows, len(q) // rows, -1, *mask.shape[2:]).add_(mask[:, :, None])
+    if mask is not None: scores.view(rows, len(q) // rows, group, *mask.shape[2:]).add_(mask[:, :, None])
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
     return torch.bmm(weights, v), weights
 
@@ -199,7 +199,7 @@ class _GroupedAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, mask, scale):
         (rows, heads, n, d), (shared, m) = query.shape, key.shape[1:3]
         q, k, v = (query * scale).reshape(rows * shared, -1, d), key.reshape(rows * shared, m, d), value.reshape(rows * shared, m, d)
-        seen, weights = _attend(q, k, v, mask, rows)
+        seen, weights = _attend(q, k, v, mask, rows, heads // shared)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.like = scale, (query.shape, key.shape)
         return seen.view(rows, heads, n, -1).transpose(1, 2)
@@ -288,12 +288,13 @@ class _Part(torch.autograd.Function):
 
 # %% ../../nbs/21a_model.fast.ipynb #050
 def _beginning(x, n, shared): # [total, heads, d] -> [shared, heads / shared * n, d]
-    return x[:n].unflatten(1, (shared, -1)).permute(1, 2, 0, 3).reshape(shared, -1, x.shape[-1])
+    group = x.shape[1] // shared
+    return x[:n].view(n, shared, group, x.shape[-1]).permute(1, 2, 0, 3).reshape(shared, group * n, x.shape[-1])
 
 def _long_row(rests, back, first, one, heads): # vectors of the rests where `back` tells, [shared, heads / shared * n, d] -> [total, heads, d]
     out = rests.new_empty(one.total, heads, rests.shape[-1])
     out[one.real:] = 0
-    out[:one.n] = first.view(len(first), -1, one.n, first.shape[-1]).permute(2, 0, 1, 3).flatten(1, 2)
+    out[:one.n] = first.view(len(first), heads // len(first), one.n, first.shape[-1]).permute(2, 0, 1, 3).flatten(1, 2)
     torch.index_select(rests.view(-1, rests.shape[-1]), 0, back, out=out[one.n:one.real].view(-1, rests.shape[-1]))
     return out
 
@@ -301,11 +302,12 @@ class _OneRowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, scale, one):
         (heads, _, d), shared, n = query.shape[1:], key.shape[1], one.n
-        q_way, k_way, real = ctx.ways = one.heads(shared, heads // shared, query)
+        group = heads // shared
+        q_way, k_way, real = ctx.ways = one.heads(shared, group, query)
         long = [x[0].transpose(0, 1).contiguous() for x in (query * scale, key, value)]   # [total, heads, d]
         rests = [x.view(-1, d).index_select(0, at).view(one.rows * shared, -1, d) for x, at in zip(long, (q_way[0], k_way[0], k_way[0]))]
         first = [_beginning(x, n, shared) for x in long]
-        (seen, weights), (before, their) = _attend(*rests, mask[:, :, n:], one.rows), _attend(*first, mask[:, :, :n, :n], 1)
+        (seen, weights), (before, their) = _attend(*rests, mask[:, :, n:], one.rows, group), _attend(*first, mask[:, :, :n, :n], 1, group)
         ctx.save_for_backward(*rests, weights, *first, their)
         ctx.scale, ctx.one, ctx.shared = scale, one, shared
         return _long_row(seen, q_way[1], before, one, heads)[None]
@@ -333,7 +335,7 @@ def one_row_attention(query, # [1, heads, total, d]
     "`grouped_attention` of rows that are laid out as one."
     return _OneRowAttention.apply(query, key, value, mask, scale, one)
 
-# %% ../../nbs/21a_model.fast.ipynb #055
+# %% ../../nbs/21a_model.fast.ipynb #057
 _tables = threading.local()
 
 def _table(name, rows, like, dtype):
@@ -364,7 +366,7 @@ class _AnswerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None
 
-# %% ../../nbs/21a_model.fast.ipynb #056
+# %% ../../nbs/21a_model.fast.ipynb #058
 def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each position that predicts a labelled token
                          weight, # [vocabulary, d]: the frozen output layer
                          targets, # [n]: the token ids to predict
@@ -373,7 +375,7 @@ def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each positio
     "Cross-entropy of the answers. The whole table of scores never exists. Source of the idea: Liger Kernel, fused linear cross-entropy."
     return _AnswerLoss.apply(hidden, weight, targets, chunk)
 
-# %% ../../nbs/21a_model.fast.ipynb #061
+# %% ../../nbs/21a_model.fast.ipynb #063
 def pack_weights(model, # a transformers model that is not trained, merged or moved any more
                 ) -> int: # how many layers
     "Lay the weights of all linear layers in bfloat16 on the CPU out as its matrix product (oneDNN) reads them. Changes nothing where that library or its bfloat16 is missing. Source: torch's own freezing for inference."
@@ -395,12 +397,12 @@ def _packed_forward(weight, bias):
     def forward(x): return _linear(x, None, bias, weight)
     return forward
 
-# %% ../../nbs/21a_model.fast.ipynb #066
+# %% ../../nbs/21a_model.fast.ipynb #068
 _ROOM, _GAIN = 256e6, ("k_proj", "v_proj", "gate_proj", "up_proj") # bytes for the copies; the layers
 
 def _packed(W): return _laid_out(W, rows=512), _laid_out(W.t().contiguous(), rows=512)
 
-# %% ../../nbs/21a_model.fast.ipynb #069
+# %% ../../nbs/21a_model.fast.ipynb #071
 def _norm_forward(self, hidden_states): return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 def _mlp_forward(self, x):
@@ -416,7 +418,7 @@ def _attention_forward(self, hidden_states, position_embeddings=None, attention_
     seen = grouped_attention(q, k, v, attention_mask, self.scaling) if one is None else one_row_attention(q, k, v, attention_mask, self.scaling, one)
     return self.o_proj(seen.reshape(*shape, -1)), None
 
-# %% ../../nbs/21a_model.fast.ipynb #070
+# %% ../../nbs/21a_model.fast.ipynb #072
 _LEAST = 1/16 # of the tokens of a batch, shared or padding, from which on it is worth the rearranging
 
 def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kw):
@@ -434,7 +436,7 @@ def _decoder_forward(self, input_ids=None, attention_mask=None, position_ids=Non
     out.last_hidden_state = one.part(out.last_hidden_state[0])[:, :length]
     return out
 
-# %% ../../nbs/21a_model.fast.ipynb #071
+# %% ../../nbs/21a_model.fast.ipynb #073
 def _at_work(layer):
     "The name of the one adapter that a LoRA layer works with; None where it is switched off or merged, or where there are several."
     return layer.active_adapters[0] if not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1 else None
@@ -463,7 +465,7 @@ def _plain_lora(module):
             and all(type(v) is DoraLinearVariant for v in module.lora_variant.values())
             and all(isinstance(d, torch.nn.Identity) for d in module.lora_dropout.values()))
 
-# %% ../../nbs/21a_model.fast.ipynb #072
+# %% ../../nbs/21a_model.fast.ipynb #074
 @dataclass
 class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
@@ -479,7 +481,7 @@ class SpeedUp:
     def _repr_markdown_(self):
         return "**Faster forward passes:** " + (", ".join(f"{n} {k}" for k, n in self.counts.items()) or "none; this model's layers are not known here")
 
-# %% ../../nbs/21a_model.fast.ipynb #073
+# %% ../../nbs/21a_model.fast.ipynb #075
 def _known(module):
     "(kind, forward) for a module that we can replace, else None."
     from peft.tuners.lora import Linear
@@ -490,7 +492,7 @@ def _known(module):
         return ("attentions", _attention_forward) if type(module) is LlamaAttention else ("whole decoder", _decoder_forward)
     if type(module) is Linear and _plain_lora(module): return "LoRA layers", _lora_forward
 
-# %% ../../nbs/21a_model.fast.ipynb #074
+# %% ../../nbs/21a_model.fast.ipynb #076
 def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, loaded with attn_implementation="eager"
              share:bool=True # lay a batch out as one long row, what all rows begin with in it once; False where noise is to differ from row to row
             ) -> SpeedUp:
@@ -508,7 +510,7 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
             done.counts["layers with packed weights"] = done.counts.get("layers with packed weights", 0) + 1
     return done
 
-# %% ../../nbs/21a_model.fast.ipynb #094
+# %% ../../nbs/21a_model.fast.ipynb #096
 def why_padded(config # the `Config` of a training
               ) -> str|None:
     "Why the rows of a batch are filled up to the longest; None when they are laid out as one, on a CPU."
@@ -517,13 +519,13 @@ def why_padded(config # the `Config` of a training
               else "the noise of NEFTune is to differ from row to row" if config.neftune_noise_alpha else None)
     return reason and f"{config.method}: rows are filled up to the longest, and the beginning that all share is computed for each row: {reason}"
 
-# %% ../../nbs/21a_model.fast.ipynb #102
+# %% ../../nbs/21a_model.fast.ipynb #104
 def keep_fewer_products(n:int=256, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))
 
-# %% ../../nbs/21a_model.fast.ipynb #107
+# %% ../../nbs/21a_model.fast.ipynb #109
 def roomy_cache(config, # the model's configuration
                 room:int=64 # tokens of space taken at a time
                ): # a transformers DynamicCache
