@@ -336,7 +336,7 @@ def one_row_attention(query, # [1, heads, total, d]
     return _OneRowAttention.apply(query, key, value, mask, scale, one)
 
 # %% ../../nbs/21a_model.fast.ipynb #057
-_tables = threading.local()
+_tables, _WIDE = threading.local(), 64 # tokens whose scores are in float32 at a time
 
 def _table(name, rows, like, dtype):
     "Room for `rows` rows of scores, the same as the last time where it is large enough. One for each thread."
@@ -348,32 +348,34 @@ def _table(name, rows, like, dtype):
 
 class _AnswerLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk):
+    def forward(ctx, hidden, weight, targets, chunk, packed):
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total, right = hidden.new_zeros((), dtype=torch.float32), 0
-        for i in range(0, len(hidden), chunk):
-            h, t = hidden[i:i+chunk], targets[i:i+chunk, None]
-            logits = torch.mm(h, weight.t(), out=_table("logits", len(h), weight, weight.dtype))
-            p = _table("p", len(h), weight, torch.float32).copy_(logits)
-            torch.softmax(p, -1, out=p)
-            highest, best = p.max(-1, keepdim=True)
-            right += int((best == t).sum())
-            total += (logits.gather(1, best).float() - highest.log() - logits.gather(1, t).float()).sum()  # the best score less its log-probability is the log of the sum
-            if grad is not None: torch.mm(logits.copy_(p.scatter_add_(1, t, -torch.ones_like(highest))), weight, out=grad[i:i+chunk])
+        for h, target, at in zip(hidden.split(chunk), targets.split(chunk), range(0, len(hidden), chunk)):
+            scores = torch.mm(h, weight.t(), out=_table("scores", len(h), weight, weight.dtype))
+            for some, t in zip(scores.split(_WIDE), target[:, None].split(_WIDE)):
+                p = _table("p", len(some), weight, torch.float32).copy_(some)
+                torch.softmax(p, -1, out=p)
+                highest, best = p.max(-1, keepdim=True)
+                right += int((best == t).sum())
+                total += (some.gather(1, best).float() - highest.log() - some.gather(1, t).float()).sum()  # the best score less its log-probability is the log of the sum
+                if grad is not None: some.copy_(p.scatter_add_(1, t, -torch.ones_like(highest)))
+            if grad is not None: grad[at:at+chunk] = _linear(scores, weight.t(), None, packed)
         ctx.save_for_backward(grad)
         return total, torch.tensor(right)
 
     @staticmethod
-    def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None
+    def backward(ctx, dtotal, _): return ctx.saved_tensors[0] * dtotal.to(ctx.saved_tensors[0].dtype), None, None, None, None
 
 # %% ../../nbs/21a_model.fast.ipynb #058
 def answer_cross_entropy(hidden, # [n, d]: the last hidden state at each position that predicts a labelled token
                          weight, # [vocabulary, d]: the frozen output layer
                          targets, # [n]: the token ids to predict
-                         chunk:int=320 # positions at a time; 320 x 49,152 scores are 63 MB
+                         chunk:int=512, # positions at a time; 512 x 49,152 scores are 50 MB
+                         packed=None # the transpose of `weight`, laid out for the product on the way back; None: as it is
                         ) -> tuple: # (summed loss, a scalar; number predicted right, an integer tensor)
     "Cross-entropy of the answers. The whole table of scores never exists. Source of the idea: Liger Kernel, fused linear cross-entropy."
-    return _AnswerLoss.apply(hidden, weight, targets, chunk)
+    return _AnswerLoss.apply(hidden, weight, targets, chunk, packed)
 
 # %% ../../nbs/21a_model.fast.ipynb #063
 def pack_weights(model, # a transformers model that is not trained, merged or moved any more
@@ -398,7 +400,7 @@ def _packed_forward(weight, bias):
     return forward
 
 # %% ../../nbs/21a_model.fast.ipynb #068
-_ROOM, _GAIN = 256e6, ("k_proj", "v_proj", "gate_proj", "up_proj") # bytes for the copies; the layers
+_ROOM, _GAIN = 320e6, ("k_proj", "v_proj", "gate_proj", "up_proj") # bytes for the copies; the layers
 
 def _packed(W): return _laid_out(W, rows=512), _laid_out(W.t().contiguous(), rows=512)
 
@@ -471,12 +473,13 @@ class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
     counts:dict = field(default_factory=dict) # kind -> number of modules
     modules:list = field(default_factory=list) # the modules with a forward of ours
+    packed:list = field(default_factory=list) # those with weights laid out for the product
 
     def undo(self):
         "Every module has the forward pass of its class again."
-        for m in self.modules:
+        for m in (*self.modules, *self.packed):
             for name in ("forward", "row_squares", "packed"): vars(m).pop(name, None)
-        self.modules.clear()
+        self.modules.clear(), self.packed.clear()
 
     def _repr_markdown_(self):
         return "**Faster forward passes:** " + (", ".join(f"{n} {k}" for k, n in self.counts.items()) or "none; this model's layers are not known here")
@@ -507,7 +510,12 @@ def speed_up(model, # a model of transformers on the CPU, PEFT-wrapped or not, l
         done.counts[kind] = done.counts.get(kind, 0) + 1
         if forward is _lora_forward and name.endswith(_GAIN) and (size := 2 * module.base_layer.weight.nbytes) <= room and _packs(module.base_layer):
             module.packed, room = _packed(module.base_layer.weight), room - size
-            done.counts["layers with packed weights"] = done.counts.get("layers with packed weights", 0) + 1
+            done.packed.append(module)
+    head = model.get_output_embeddings()
+    if _packs(head) and "packed" not in vars(head) and not head.weight.requires_grad and head.weight.nbytes <= room:
+        head.packed = _laid_out(head.weight.t().contiguous(), rows=512)
+        done.packed.append(head)
+    if done.packed: done.counts["layers with packed weights"] = len(done.packed)
     return done
 
 # %% ../../nbs/21a_model.fast.ipynb #096
@@ -520,7 +528,7 @@ def why_padded(config # the `Config` of a training
     return reason and f"{config.method}: rows are filled up to the longest, and the beginning that all share is computed for each row: {reason}"
 
 # %% ../../nbs/21a_model.fast.ipynb #104
-def keep_fewer_products(n:int=256, # how many
+def keep_fewer_products(n:int=768, # how many
                        ):
     "Have oneDNN keep `n` compiled products in place of 1,024. It must come before the first product of the process, later it changes nothing. ONEDNN_PRIMITIVE_CACHE_CAPACITY, if it is set, is left as it is."
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(n))

@@ -280,7 +280,7 @@ class Estimate:
 
 # %% ../../nbs/22_model.memory.ipynb #052
 _OPTIMIZERS = {"adamw": (8, "two averages in float32"), "adamw_8bit": (2, "two averages in 8 bits"), "sgd": (0, "none")}
-_LOGITS = {"parts": "320 answer tokens at a time, gradient at once", "labels": "all answer tokens", "all": "every token"}
+_LOGITS = {"parts": "up to 512 answer tokens at a time, 64 of them in float32, gradient at once", "labels": "all answer tokens", "all": "every token"}
 
 def _frozen(shape, quant, double, c):
     "(weights, constants, dequantized copy) of a frozen base"
@@ -289,11 +289,11 @@ def _frozen(shape, quant, double, c):
     weights, constants = (shape.layers * sum(e[k] for e in each) for k in (0, 1))
     return weights + c * (shape.parameters - shape.block), constants, c * max(i * o for i, o in shape.linears.values())
 
-def _laid_out(shape, names, c):
-    "Bytes of the copies of matrices that `speed_up` of 21a lays out for both directions"
+def _laid_out(shape, names, frozen_head):
+    "Bytes of the copies in 16 bits that `speed_up` of 21a lays out: matrices for both directions, the output layer for one"
     from ftlearn.model.fast import _GAIN, _ROOM
-    size = 0
-    for i, o in [shape.linears[n] for n in shape.linears if n in names and n in _GAIN] * shape.layers: size += 2 * c * i * o if size + 2 * c * i * o <= _ROOM else 0
+    size, each = 0, [4 * i * o for i, o in (shape.linears[n] for n in shape.linears if n in names and n in _GAIN)] * shape.layers
+    for more in each + [2 * shape.embedding] * frozen_head: size += more if size + more <= _ROOM else 0
     return size
 
 def _unpacks(size, free):
@@ -303,8 +303,8 @@ def _unpacks(size, free):
 
 def _logits(shape, kind, labels, tokens, c):
     "Bytes for the scores of the vocabulary: as computed, in float32, and their gradient"
-    n = {"parts": min(labels, 320), "labels": labels, "all": tokens}[kind]
-    return n * shape.vocabulary * (c + (8 if c != 4 else 4))
+    if kind == "parts": return (min(labels, 512) * c + min(labels, 64) * 4) * shape.vocabulary
+    return {"labels": labels, "all": tokens}[kind] * shape.vocabulary * (c + (8 if c != 4 else 4))
 
 # %% ../../nbs/22_model.memory.ipynb #053
 def _choices(method, device, quant, attention, logits, double, optimizer):
@@ -372,7 +372,7 @@ def estimate(
     table = batch * shape.heads * length**2 * (8 + 2 * c) if attention != "sdpa" else 0
     terms = {"framework": framework_bytes(device), "weights": weights, "quantization constants": constants, "dequantized copy": unpacked, "adapter": 0 if method == "full" else 4 * n, "gradients": 4 * n, "optimizer": _OPTIMIZERS[optimizer][0] * n,
              "copies of what trains": copies, "activations": kept, "logits": _logits(shape, logits, labels, tokens, c),
-             "packed weights": _laid_out(shape, _adapted(shape, method, targets), c) if (device, c, quant) in (("cpu", 2, "none"), ("cpu", 2, "dequantized")) else 0,
+             "packed weights": _laid_out(shape, () if quant == "bnb" else _adapted(shape, method, targets), logits == "parts") if (device, c) == ("cpu", 2) else 0,
              "weights file": c * shape.block if quant == "bnb" and device == "cpu" and c == 2 else 0, "allocator": _tables()[0]["allocator"][device] * kept,
              "identity of DoRA": max(0, _identity(shape, _adapted(shape, method, targets), c) - _logits(shape, logits, labels, tokens, c)) if method == "dora" and attention != "grouped" else 0,
              "buffers": max(4 * c * tokens * shape.inner, table, (4 + c) * shape.embedding if method == "full" else 0)}
@@ -384,7 +384,7 @@ def _why(shape, s, method):
     "A phrase for each term"
     base = "all in float32" if method == "full" else f"matrices in 4 bits, the rest in {s['dtype']}" if s["quant"] == "bnb" else f"frozen, {s['dtype']}"
     return {"framework": "Python, torch and the others, measured" if s["device"] == "cpu" else "context and kernels of the GPU, not measured here", "weights": f"{_n(shape.parameters)} numbers, {base}", "quantization constants": "a scale for 64 weights, a scale for 256 scales",
-            "packed weights": "copies of k, v, gate and up, laid out for the products of both directions", "adapter": "float32", "gradients": f"{_n(s['trained'])} numbers, float32; they come as the activations go", "optimizer": f"{s['optimizer']}: {_OPTIMIZERS[s['optimizer']][1]}",
+            "packed weights": "copies of k, v, gate and up for the products of both directions, and of the output layer for one", "adapter": "float32", "gradients": f"{_n(s['trained'])} numbers, float32; they come as the activations go", "optimizer": f"{s['optimizer']}: {_OPTIMIZERS[s['optimizer']][1]}",
             "copies of what trains": "in bfloat16, made by autocast", "activations": f"{s['tokens']:,} tokens, {shape.layers} layers, attention {s['attention']}" + (", checkpointed" if s["checkpointing"] else ""),
             "logits": f"{_LOGITS[s['logits']]}; vocabulary {shape.vocabulary:,}", "dequantized copy": "one matrix at a time", "allocator": "freed blocks between kept ones, into which nothing fits: a share of the activations, measured on a stand-in", "weights file": "matrices before they were quantized; embeddings and norms still point into the file, so all of it stays mapped",
             "identity of DoRA": "what B(A(I)) of the largest matrix takes beyond the logits, which come when it is gone", "buffers": "of the backward pass; they go with the gradients"}

@@ -71,7 +71,7 @@ def _at(model, ids, mask, keep, prefix, hidden):
 # %% ../../nbs/41c_train.loss.ipynb #022
 def _sums(out, targets, head, in_parts):
     "(summed cross-entropy, number right) of hidden states `in_parts`, else of logits."
-    if in_parts: return answer_cross_entropy(out.to(head.weight.dtype), head.weight, targets)
+    if in_parts: return answer_cross_entropy(out.to(head.weight.dtype), head.weight, targets, packed=vars(head).get("packed"))
     return torch.nn.functional.cross_entropy(out.float(), targets, reduction="sum"), (out.detach().argmax(-1) == targets).sum()
 
 # %% ../../nbs/41c_train.loss.ipynb #023

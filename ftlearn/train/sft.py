@@ -9,6 +9,7 @@ __all__ = ['steps_of', 'compute_in_base_dtype', 'train', 'load_tuned']
 import contextlib, math, time
 from collections import Counter
 from dataclasses import asdict
+from types import SimpleNamespace
 
 # %% ../../nbs/42_train.sft.ipynb #003
 import torch
@@ -111,9 +112,15 @@ class _Validating:
 # %% ../../nbs/42_train.sft.ipynb #012
 class _Measuring:
     "The gradient and the operations of the trainer below."
+    def ft_moving(self): return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _clip_grad_norm(self, model):
+        "Looks at what is trained alone, not through the whole model for it."
+        return super()._clip_grad_norm(SimpleNamespace(parameters=self.ft_moving) if processes() == 1 else model)
+
     def _get_grad_norm(self, model, grad_norm=None):
         "The length of the whole gradient before it is clipped. One that is not finite stops the run."
-        norm, moving = super()._get_grad_norm(model, grad_norm=grad_norm), [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm, moving = super()._get_grad_norm(model, grad_norm=grad_norm), self.ft_moving()
         self.ft_with_gradient = sum(p.grad is not None for p in moving) / len(moving)
         if not self.args.fp16: self.ft_finite("gradient", float(norm))  # float16 is trained with a scaled loss; the scaler skips a step that overflows and lowers the scale
         self.ft_batches.clear()
@@ -243,6 +250,22 @@ def _layers_name(model):
     return next(name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n)
 
 # %% ../../nbs/42_train.sft.ipynb #027
+@contextlib.contextmanager
+def _without_walks(model):
+    "Within this, `train` and `zero_grad` of the model leave alone what is as it should be."
+    from transformers import PreTrainedModel
+    if processes() > 1: return (yield)
+    nested, trained = [model, *(m for m in model.modules() if isinstance(m, PreTrainedModel))], [p for p in model.parameters() if p.requires_grad]
+    def train(mode=True): return model if all(m.training == mode for m in nested) else type(model).train(model, mode)
+    def zero_grad(set_to_none=True):
+        if not set_to_none: return type(model).zero_grad(model, False)
+        for p in trained: p.grad = None
+    model.train().train, model.zero_grad = train, zero_grad
+    try: yield
+    finally:
+        for name in ("train", "zero_grad"): vars(model).pop(name)
+
+# %% ../../nbs/42_train.sft.ipynb #030
 def _as_peft(config, model, fast):
     "Why adapter layers run as PEFT has them; None when none do."
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -258,7 +281,7 @@ def _with_weights(collate):
         return batch
     return both
 
-# %% ../../nbs/42_train.sft.ipynb #030
+# %% ../../nbs/42_train.sft.ipynb #033
 def _write_end(run, config, loaded, model, backend, whole, best):
     "The adapter, whole or not at all, with the note that makes the run finished."
     write_json(run.path / "manifest.json", run.manifest | {"seconds": run.log.rows[-1]["seconds"], "steps": run.log.train[-1]["step"], "best": best})
@@ -268,7 +291,7 @@ def _write_end(run, config, loaded, model, backend, whole, best):
         write_json(folder / "ftlearn.json", {"base": config.model, "base_sha256": loaded.weights_sha256, "method": config.method, "quant": backend,
             "quant_type": config.bnb_4bit_quant_type, "double_quant": config.bnb_4bit_use_double_quant, "dtype": loaded.device.dtype})
 
-# %% ../../nbs/42_train.sft.ipynb #031
+# %% ../../nbs/42_train.sft.ipynb #034
 def _take_up(run, identity, say):
     "The checkpoint to go on from, its guard, and the log's rows up to it."
     found = from_first(lambda: newest(run.path))
@@ -279,14 +302,14 @@ def _take_up(run, identity, say):
     rows = run.log.rows if (run.path / "log.jsonl").exists() else []
     return found, Guard(Stop(say), found), [r for r in rows if r["step"] <= found.step]
 
-# %% ../../nbs/42_train.sft.ipynb #032
+# %% ../../nbs/42_train.sft.ipynb #035
 def _as_dataset(items, weights=None):
     "Encoded rows as the trainer takes them."
     import datasets
     more = [{"weight": w} for w in weights] if weights else [{}] * len(items)
     return datasets.Dataset.from_list(with_padding([{"input_ids": e.input_ids, "labels": e.labels, **m} for e, m in zip(items, more)]))
 
-# %% ../../nbs/42_train.sft.ipynb #033
+# %% ../../nbs/42_train.sft.ipynb #036
 def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, identity, progress, say, callbacks, teaching=None):
     "The training itself, from the newest good checkpoint if there is one. Returns the whole of a model that is spread out, else None, and the note about the best weights."
     from transformers import PrinterCallback
@@ -314,7 +337,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
     at_once = fast and "whole decoder" in fast.counts  # the model itself sees to it
     trainer.ft_prefix = 0 if padded or at_once or trainer.is_fsdp_enabled else shared_prefix([*train_set, *eval_set])
     try:
-        with guard.stop:
+        with guard.stop, _without_walks(model):
             if found and found.step >= steps: guard.last()  # killed after the last step, before the adapter was written
             else:
                 with contextlib.suppress(Enough): trainer.train(resume_from_checkpoint=str(found.path) if found else None)
@@ -326,7 +349,7 @@ def _fit(run, config, loaded, model, train_set, eval_set, eval_rows, weights, id
         if line: line.close()
         if fast: fast.undo()
 
-# %% ../../nbs/42_train.sft.ipynb #034
+# %% ../../nbs/42_train.sft.ipynb #037
 def train(config:Config, # what to train, on what, how; `resolve` makes one
           resume:bool=True, # go on where an interrupted run stopped; False starts it anew
           progress:bool=True, # a live line with step, loss and speed
@@ -368,7 +391,7 @@ def train(config:Config, # what to train, on what, how; `resolve` makes one
         _write_end(run, config, loaded, model, backend, whole, best)
     return run
 
-# %% ../../nbs/42_train.sft.ipynb #043
+# %% ../../nbs/42_train.sft.ipynb #046
 def load_tuned(run:Run, # a finished run
                say=print # called with one line about each choice made
               ) -> Loaded:
