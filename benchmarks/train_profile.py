@@ -1,6 +1,6 @@
 """Where the time of a training step goes, on the CPU: forward and backward pass of LoRA (rank 16 on all linear layers) over 8 address rows, as transformers and PEFT compute it and as ftlearn does.
 
-Both begin with the same weights, bfloat16 under autocast, without gradient checkpointing. Prints milliseconds a step by kind of work and writes train_profile.json, which 21a_model.fast shows. Times with the profiler on are a little
+Both begin with the same weights, bfloat16 under autocast, without gradient checkpointing. They are profiled in turns, a step at a time; prints milliseconds by kind of work of the step in the middle (by all it takes) and writes train_profile.json, which 21a_model.fast shows. Times with the profiler on are
 higher than without; the whole step is measured without it, in turns. A profile is no claim: `train_speed.py` measures whole runs.
 `python benchmarks/train_profile.py [--model smollm2-135m-instruct] [--steps 5]`"""
 import argparse, collections, datetime, json, os, platform, statistics, time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error")
 OUT, RANK = Path(__file__).resolve().parent / "train_profile.json", 16
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::linear"}
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::linear", "mkldnn::_linear_pointwise"}   # the last one takes weights that were laid out for it
 
 
 def kind_of(event, vocabulary):
@@ -21,18 +21,18 @@ def kind_of(event, vocabulary):
     return "other operations on numbers"
 
 
-def profiled(step, steps, vocabulary):
-    "Milliseconds a step by kind. What lies between the operations is Python and torch's own bookkeeping."
+def profiled(step, vocabulary):
+    "Milliseconds of one step by kind. What lies between the operations is Python and torch's own bookkeeping."
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as p:
         began = time.perf_counter()
-        for _ in range(steps): step()
+        step()
         whole = (time.perf_counter() - began) * 1e3
     found = collections.Counter()
     for e in p.key_averages(group_by_input_shape=True):
-        if e.key.startswith("aten::"): found[kind_of(e, vocabulary)] += e.self_cpu_time_total / 1e3
+        if e.key.startswith(("aten::", "mkldnn::")): found[kind_of(e, vocabulary)] += e.self_cpu_time_total / 1e3
     found["between the operations"] = whole - sum(found.values())
-    return {k: v / steps for k, v in found.items()}
+    return dict(found)
 
 
 def contestants(name):
@@ -78,9 +78,13 @@ def main():
             began = time.perf_counter()
             f()
             times[who].append((time.perf_counter() - began) * 1e3)
-    found = {who: {"step": statistics.median(times[who][2:]), "parts": profiled(f, a.steps, vocabulary)} for who, f in steps.items()}
+    parts = {who: [] for who in steps}
+    for _ in range(a.steps):
+        for who, f in steps.items(): parts[who].append(profiled(f, vocabulary))
+    middle = {who: sorted(ps, key=lambda p: sum(p.values()))[len(ps) // 2] for who, ps in parts.items()}
+    found = {who: {"step": statistics.median(times[who][2:]), "parts": middle[who], "least": min(sum(p.values()) for p in parts[who]), "most": max(sum(p.values()) for p in parts[who])} for who in steps}
     for who, f in found.items():
-        print(f"{who}: {f['step']:.0f} ms a step; with the profiler on: " + ", ".join(f"{k} {v:.0f}" for k, v in sorted(f["parts"].items(), key=lambda kv: -kv[1])))
+        print(f"{who}: {f['step']:.0f} ms a step; with the profiler on {f['least']:.0f} to {f['most']:.0f}, the step in the middle: " + ", ".join(f"{k} {v:.0f}" for k, v in sorted(f["parts"].items(), key=lambda kv: -kv[1])))
     OUT.write_text(json.dumps({"date": str(datetime.date.today()), "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}", "model": a.model, "rows": 8, "tokens": length, "ms": found}, indent=1) + "\n")
 
 
