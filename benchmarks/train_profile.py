@@ -32,7 +32,7 @@ def profiled(step, vocabulary):
     for e in p.key_averages(group_by_input_shape=True):
         if e.key.startswith(("aten::", "mkldnn::")): found[kind_of(e, vocabulary)] += e.self_cpu_time_total / 1e3
     found["between the operations"] = whole - sum(found.values())
-    return dict(found)
+    return found
 
 
 def contestants(name):
@@ -81,8 +81,10 @@ def main():
     parts = {who: [] for who in steps}
     for _ in range(a.steps):
         for who, f in steps.items(): parts[who].append(profiled(f, vocabulary))
-    middle = {who: sorted(ps, key=lambda p: sum(p.values()))[len(ps) // 2] for who, ps in parts.items()}
-    found = {who: {"step": statistics.median(times[who][2:]), "parts": middle[who], "least": min(sum(p.values()) for p in parts[who]), "most": max(sum(p.values()) for p in parts[who])} for who in steps}
+    found = {}
+    for who, ps in parts.items():
+        ps.sort(key=lambda p: p.total())
+        found[who] = {"step": statistics.median(times[who][2:]), "parts": ps[len(ps) // 2], "least": ps[0].total(), "most": ps[-1].total()}
     for who, f in found.items():
         print(f"{who}: {f['step']:.0f} ms a step; with the profiler on {f['least']:.0f} to {f['most']:.0f}, the step in the middle: " + ", ".join(f"{k} {v:.0f}" for k, v in sorted(f["parts"].items(), key=lambda kv: -kv[1])))
     OUT.write_text(json.dumps({"date": str(datetime.date.today()), "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}", "model": a.model, "rows": 8, "tokens": length, "ms": found}, indent=1) + "\n")

@@ -472,8 +472,8 @@ def _plain_lora(module):
 class SpeedUp:
     "What `speed_up` replaced: `counts` by kind of layer. `undo()` restores the model."
     counts:dict = field(default_factory=dict) # kind -> number of modules
-    modules:list = field(default_factory=list) # the modules with a forward of ours
-    packed:list = field(default_factory=list) # those with weights laid out for the product
+    modules:list = field(default_factory=list, repr=False) # the modules with a forward of ours
+    packed:list = field(default_factory=list, repr=False) # those with weights laid out for the product
 
     def undo(self):
         "Every module has the forward pass of its class again."
